@@ -1,0 +1,1 @@
+"""The router: one process that decides everything about a request and copies no client tensor."""
