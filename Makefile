@@ -1,0 +1,92 @@
+# make demo   a farm on the embedded model answers real records (installs into .venv first)
+# make test   everything that CI runs, on the wheel, in an environment of its own
+# make check  the linters and the structure tests
+# make dev    .venv with the farm as it stands here, and every tool
+# make model  train the embedded model anew and compare with what is committed
+# make clean  remove what all of these made
+#
+# PYTHON=/path/to/python3 picks an interpreter, PYTEST_ARGS goes to pytest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo dev test lint check model clean
+
+PIP_INSTALL := bin/python -m pip --disable-pip-version-check install --quiet
+PACKAGES := farm router workers shm
+SOURCES := $(shell find $(PACKAGES) -type f -not -name '*.pyc') pyproject.toml README.md LICENSE
+export PYTHON
+
+help:
+	@sed -n 's/^# \(make\)/\1/p' Makefile
+
+demo: .venv/.farm
+	@.venv/bin/farm demo
+
+dev: .venv/.dev
+	@echo "ready: .venv/bin/farm, .venv/bin/python -m pytest"
+
+# The checkout itself, editable: what is edited is what runs.
+.venv/.farm: pyproject.toml tools/make_venv
+	@echo "installing into .venv"
+	@tools/make_venv .venv
+	@.venv/$(PIP_INSTALL) --editable '.[server]'
+	@touch $@
+
+.venv/.dev: .venv/.farm requirements-ci.txt
+	@.venv/$(PIP_INSTALL) -r requirements-ci.txt
+	@touch $@
+
+# What tests need, by version; --no-deps, so that nothing comes in that is not written down.
+.venv-test/.tools: requirements-ci.txt tools/make_venv
+	@echo "installing into .venv-test"
+	@tools/make_venv .venv-test
+	@.venv-test/$(PIP_INSTALL) --no-deps -r requirements-ci.txt
+	@touch $@
+
+# build/ is removed first: setuptools would put modules into the wheel that are gone from the checkout.
+dist/.built: .venv-test/.tools $(SOURCES)
+	@rm -rf build dist
+	@.venv-test/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation -w dist .
+	@rm -rf build
+	@touch $@
+
+# --no-index: every requirement of the wheel must be among the pinned ones already.
+.venv-test/.farm: dist/.built
+	@.venv-test/$(PIP_INSTALL) --force-reinstall --no-deps dist/*.whl
+	@.venv-test/$(PIP_INSTALL) --no-index "$$(echo dist/*.whl)[server]"
+	@.venv-test/bin/python -m pip check
+	@touch $@
+
+.venv-bare/.farm: dist/.built tools/check_bare.py
+	@tools/make_venv .venv-bare
+	@.venv-bare/$(PIP_INSTALL) -c requirements-ci.txt dist/*.whl
+	@.venv-bare/bin/python -I tools/check_bare.py
+	@touch $@
+
+lint: .venv-test/.tools
+	.venv-test/bin/ruff check --quiet .
+	.venv-test/bin/ruff format --check --quiet .
+	.venv-test/bin/mypy
+	.venv-test/bin/lint-imports
+
+check: lint
+	.venv-test/bin/python -m pytest -q tests/test_tidy.py
+
+# PYTHONSAFEPATH keeps the checkout off sys.path, in children too; conftest makes sure of it.
+test: .venv-test/.farm .venv-bare/.farm lint
+	SHMFARM_TEST_INSTALLED=1 PYTHONSAFEPATH=1 .venv-test/bin/python -m pytest $(PYTEST_ARGS)
+
+model: .venv-train/.tools
+	.venv-train/bin/python tools/train_wdbc.py --check
+
+.venv-train/.tools: tools/requirements-train.txt tools/make_venv
+	@tools/make_venv .venv-train
+	@.venv-train/$(PIP_INSTALL) -r tools/requirements-train.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-test .venv-bare .venv-train build dist *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
