@@ -11,7 +11,7 @@ from shm.limits import MEMBERS_MAX, SLOT_COUNT_MAX
 Whole = Annotated[int, Meta(ge=1, le=2**31)]
 Millis = Annotated[float, Meta(gt=0, le=86_400_000)]
 Scalar = bool | int | float | str
-Value = Scalar | list[Scalar] | list[list[Scalar]]
+Value = Scalar | list[Scalar | list[Scalar]]
 
 
 class RuleConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
