@@ -1,0 +1,264 @@
+"""The farm's configuration: TOML in, one strict struct out, and from it what router and workers are told.
+
+Every option with its default and its reason is in `configs/farm.toml`; `docs/OPERATIONS.md` has the table. A key stands
+in one section only, so that `farm.Farm(**options)` can take keys without naming sections.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+import farm.siblings  # noqa: F401 - refuses a stranger's router or workers before the next lines import them
+from farm.errors import ConfigError
+from farm.strict import Place, did_you_mean, read_table, show
+from router.config import Millis, ModelConfig, RouterConfig, RulesConfig, Whole
+from shm.limits import MEMBERS_MAX, SLOT_COUNT_MAX
+from workers.config import SessionConfig, WorkerConfig
+
+EMBEDDED_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "embedded", "wdbc.toml")
+"""What `farm serve` runs when it is given nothing. Not taken from `farm.embedded`, which loads records with numpy."""
+
+WORKERS_MAX = 1024
+"""Of one model; the same as a ScaleWanted takes."""
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+
+class FarmSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What the supervisor goes by."""
+
+    runtime_dir: str | None = None
+    isolation: Literal["same-uid", "group"] = "same-uid"
+    service_group: str | None = None
+    pin: bool = True
+    start_timeout_s: Seconds = 60.0
+    beat_timeout_ms: Millis = 2000.0
+    drain_timeout_ms: Annotated[float, Meta(ge=0, le=86_400_000)] = 5000.0
+    stop_timeout_ms: Millis = 2000.0
+    restart_delay_ms: Millis = 100.0
+    restart_delay_ms_max: Millis = 30_000.0
+    restart_healthy_s: Seconds = 60.0
+
+
+class ArenaSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Shared memory of attached clients."""
+
+    arena_budget_mib: Whole = 1024
+    client_mib_max: Whole = 256
+    slot_count_max: Annotated[int, Meta(ge=1, le=SLOT_COUNT_MAX)] = SLOT_COUNT_MAX
+
+
+class RouterSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The router's limits."""
+
+    clients_max: Whole = 256
+    turn_requests: Whole = 512
+    faults_max: Whole = 100
+    worker_arenas_max: Whole = 64
+    prefetch_runs: Annotated[int, Meta(ge=1, le=2)] = 2
+
+
+class ModelSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One model: where it lies, how its requests are treated, how it runs."""
+
+    path: str
+    version: Annotated[int, Meta(ge=1, le=2**31)] = 1
+    workers: Annotated[int, Meta(ge=0, le=WORKERS_MAX)] = 2
+    deadline_ms: Millis = 1000.0
+    max_batch: Annotated[int, Meta(ge=1, le=MEMBERS_MAX)] = 32
+    max_delay_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
+    queue_requests: Whole = 1024
+    queue_mib: Whole = 256
+    hang_ms: Millis = 1000.0
+    batching: Literal["auto", "on", "off"] = "auto"
+    intra_op_threads: Annotated[int, Meta(ge=1, le=1024)] = 1
+    inter_op_threads: Annotated[int, Meta(ge=1, le=1024)] = 1
+    spinning: bool = False
+    optimization: Literal["off", "basic", "extended", "all"] = "all"
+    output_mib_max: Whole = 256
+    rules: RulesConfig | None = None
+
+
+class Config(Struct, kw_only=True, frozen=True):
+    """A whole configuration, checked. `source` names the file or the call that it came from, for messages."""
+
+    source: str
+    farm: FarmSection
+    arena: ArenaSection
+    router: RouterSection
+    models: dict[str, ModelSection]
+
+    @property
+    def serves(self) -> str:
+        """`wdbc v1 (2 workers), ...`: what the ready line says."""
+        return ", ".join(
+            f"{name} v{model.version} ({model.workers} worker{'' if model.workers == 1 else 's'})"
+            for name, model in self.models.items()
+        )
+
+
+SECTIONS: dict[str, type[Struct]] = {"farm": FarmSection, "arena": ArenaSection, "router": RouterSection}
+
+
+def load(path: str, options: Mapping[str, Any] | None = None) -> Config:
+    """The configuration in a TOML file; model paths are relative to it. `options` go over what it says.
+
+    Raises:
+        ConfigError: naming file, key, value and what is allowed.
+    """
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            tables = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name a readable TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    return from_tables(tables, source=path, base_dir=os.path.dirname(os.path.abspath(path)), options=options)
+
+
+def for_models(models: Mapping[str, Any], source: str, options: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of models given by path, or by a table of their own; all else as the defaults say."""
+    tables = {name: dict(model) if isinstance(model, Mapping) else {"path": model} for name, model in models.items()}
+    return from_tables({"models": tables}, source=source, base_dir=os.getcwd(), options=options)
+
+
+def from_tables(
+    tables: Mapping[str, Any], *, source: str, base_dir: str, options: Mapping[str, Any] | None = None
+) -> Config:
+    """The configuration in tables as TOML gives them."""
+    known = [*SECTIONS, "models"]
+    for key in tables:
+        if key not in known:
+            raise ConfigError(f"{source}: no section [{key}]{did_you_mean(key, known)}")
+    tables = with_options(tables, options or {}, source)
+    models = tables.get("models", {})
+    if not isinstance(models, Mapping) or not models:
+        raise ConfigError(f'{source}: no model; add a section such as [models.fraud] with path = "fraud.onnx"')
+    config = Config(
+        source=source,
+        farm=read_table(FarmSection, tables.get("farm", {}), Place(source, "[farm]")),
+        arena=read_table(ArenaSection, tables.get("arena", {}), Place(source, "[arena]")),
+        router=read_table(RouterSection, tables.get("router", {}), Place(source, "[router]")),
+        models={name: _read_model(name, table, source, base_dir) for name, table in models.items()},
+    )
+    _check_together(config)
+    return config
+
+
+def with_options(tables: Mapping[str, Any], options: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The tables with each option laid over: a model's key over every model, others in their section."""
+    merged = {key: value for key, value in tables.items()}
+    homes = {key: section for section, kind in SECTIONS.items() for key in kind.__struct_fields__}
+    for key, value in options.items():
+        if key in homes:
+            merged[homes[key]] = {**merged.get(homes[key], {}), key: value}
+        elif key in ModelSection.__struct_fields__ and key != "path":
+            merged["models"] = {name: {**model, key: value} for name, model in merged.get("models", {}).items()}
+        else:
+            names = [*homes, *(name for name in ModelSection.__struct_fields__ if name != "path")]
+            raise ConfigError(f"{source}: no option {key!r}{did_you_mean(key, names)}")
+    return merged
+
+
+def router_config(config: Config) -> RouterConfig:
+    """What the router is told."""
+    return RouterConfig(
+        models=[
+            ModelConfig(
+                name=name,
+                version=model.version,
+                deadline_ms=model.deadline_ms,
+                max_batch=model.max_batch,
+                max_delay_ms=model.max_delay_ms,
+                queue_requests=model.queue_requests,
+                queue_mib=model.queue_mib,
+                hang_ms=model.hang_ms,
+                rules=model.rules,
+            )
+            for name, model in config.models.items()
+        ],
+        isolation=config.farm.isolation,
+        service_group=config.farm.service_group,
+        clients_max=config.router.clients_max,
+        arena_budget_mib=config.arena.arena_budget_mib,
+        client_mib_max=config.arena.client_mib_max,
+        slot_count_max=config.arena.slot_count_max,
+        turn_requests=config.router.turn_requests,
+        worker_arenas_max=config.router.worker_arenas_max,
+        faults_max=config.router.faults_max,
+        prefetch_runs=config.router.prefetch_runs,
+    )
+
+
+def worker_config(config: Config, name: str, cpus: tuple[int, ...]) -> WorkerConfig:
+    """What one worker of a model is told."""
+    model = config.models[name]
+    return WorkerConfig(
+        name=name,
+        version=model.version,
+        path=model.path,
+        max_batch=model.max_batch,
+        session=SessionConfig(
+            intra_op_threads=model.intra_op_threads,
+            inter_op_threads=model.inter_op_threads,
+            spinning=model.spinning,
+            optimization=model.optimization,
+            batching=model.batching,
+        ),
+        cpus=cpus,
+        arenas_max=config.router.worker_arenas_max,
+        output_mib_max=model.output_mib_max,
+    )
+
+
+def check_files(config: Config) -> None:
+    """Every model's file is there and can be read: known before a worker would have to say it.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    for name, model in config.models.items():
+        try:
+            with open(model.path, "rb"):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"{config.source}: [models.{name}] path = {show(model.path)}: {error.strerror}; "
+                "it must be an ONNX file that this user can read"
+            ) from error
+
+
+def _read_model(name: str, table: object, source: str, base_dir: str) -> ModelSection:
+    place = Place(source, f"[models.{name}]")
+    if not 1 <= len(name) <= 128 or not name.isprintable():
+        raise place.error("is no name for a model: it must be a text of 1 to 128 characters")
+    model = read_table(ModelSection, table, place)
+    if not model.path:
+        raise place.error('path = "": it must be an ONNX file')
+    return msgspec.structs.replace(model, path=os.path.abspath(os.path.join(base_dir, model.path)))
+
+
+def _check_together(config: Config) -> None:
+    """What no key can be refused for by itself."""
+    section, arena = config.farm, config.arena
+    place = Place(config.source, "[farm]")
+    if section.isolation == "group" and not section.service_group:
+        raise place.error('isolation = "group": it needs service_group, the group whose members may attach')
+    if section.service_group and section.isolation != "group":
+        raise place.error(f'service_group = {show(section.service_group)}: it needs isolation = "group"')
+    if section.restart_delay_ms > section.restart_delay_ms_max:
+        raise place.error(
+            f"restart_delay_ms = {section.restart_delay_ms:g}: it must be at most restart_delay_ms_max, "
+            f"{section.restart_delay_ms_max:g}"
+        )
+    if arena.client_mib_max > arena.arena_budget_mib:
+        raise Place(config.source, "[arena]").error(
+            f"client_mib_max = {arena.client_mib_max}: it must be at most arena_budget_mib, {arena.arena_budget_mib}"
+        )
