@@ -1,0 +1,51 @@
+"""Every counter of the router, declared once with its meaning. A counter only rises; gauges are read off the state."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+from msgspec.structs import asdict
+
+
+class Counters(Struct):
+    """One attribute a counter, so that the hot path is `counters.requests += 1`."""
+
+    requests: Annotated[int, Meta(description="requests taken from clients")] = 0
+    answers_model: Annotated[int, Meta(description="ended with the model's answer")] = 0
+    answers_rules: Annotated[int, Meta(description="ended with a rule's answer")] = 0
+    shed: Annotated[int, Meta(description="ended shed: refused for want of room or time")] = 0
+    expired: Annotated[int, Meta(description="ended expired: no answer by the deadline and no rule to give one")] = 0
+    invalid: Annotated[int, Meta(description="ended invalid: wrong in themselves")] = 0
+    failed: Annotated[int, Meta(description="ended failed: the run went wrong")] = 0
+    cancelled: Annotated[int, Meta(description="ended cancelled by their client")] = 0
+    orphaned: Annotated[int, Meta(description="their client was gone before they ended")] = 0
+    held: Annotated[int, Meta(description="answered while their run still held the slots")] = 0
+    released: Annotated[int, Meta(description="slots given back after that")] = 0
+    rerun: Annotated[int, Meta(description="run once more because a worker died")] = 0
+    poison: Annotated[int, Meta(description="refused because two workers died with them")] = 0
+    runs: Annotated[int, Meta(description="runs dispatched to workers")] = 0
+    runs_skipped: Annotated[int, Meta(description="runs that a worker did not start because it was too late")] = 0
+    runs_terminated: Annotated[int, Meta(description="runs told to stop because nobody waited for them any more")] = 0
+    rows: Annotated[int, Meta(description="rows dispatched to workers")] = 0
+    frames_in: Annotated[int, Meta(description="frames that clients sent")] = 0
+    frames_rejected: Annotated[int, Meta(description="frames that could not be taken as a whole")] = 0
+    frames_unknown: Annotated[int, Meta(description="frames from peers without a session")] = 0
+    replies_out: Annotated[int, Meta(description="replies sent to clients")] = 0
+    frames_out: Annotated[int, Meta(description="frames sent to clients")] = 0
+    overflows: Annotated[int, Meta(description="outputs that did not fit their slots")] = 0
+    inputs_in_place: Annotated[int, Meta(description="inputs that a worker read in their slots")] = 0
+    input_copies: Annotated[int, Meta(description="inputs that a worker copied")] = 0
+    input_copy_bytes: Annotated[int, Meta(description="bytes of those")] = 0
+    outputs_in_place: Annotated[int, Meta(description="outputs that a worker wrote in their slots")] = 0
+    output_copies: Annotated[int, Meta(description="outputs that a worker copied")] = 0
+    output_copy_bytes: Annotated[int, Meta(description="bytes of those")] = 0
+    workers_lost: Annotated[int, Meta(description="workers whose socket ended")] = 0
+    workers_killed: Annotated[int, Meta(description="workers killed because a run did not come back")] = 0
+    clients_attached: Annotated[int, Meta(description="sessions granted")] = 0
+    clients_refused: Annotated[int, Meta(description="sessions refused")] = 0
+    clients_lost: Annotated[int, Meta(description="sessions ended")] = 0
+    clients_cut: Annotated[int, Meta(description="sessions ended by the router, for faults or for not reading")] = 0
+
+    def snapshot(self) -> dict[str, int]:
+        return asdict(self)

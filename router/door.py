@@ -1,0 +1,318 @@
+"""The door: who attaches, with which arena, and when a client is gone.
+
+One connection on the attach socket is one session. Its arena is made here, a step of memory a loop turn, so that a
+client that asks for much delays nobody; then the client gets its descriptors, and from then on this socket and the
+client's pidfd are its liveness: a forked child may keep the socket open, so the end of either ends the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from router.config import RouterConfig
+from router.counters import Counters
+from shm import segment, seqpacket
+from shm.client import Attach, Attached, AttachRefused, Model, Overflow, attach_codec, welcome_codec
+from shm.endings import Reason
+from shm.errors import FrameRefused, PeerGone, SegmentRefused
+from shm.limits import MESSAGE_CHARS_MAX, PROTOCOL_VERSION
+
+ATTACH_WITHIN_S = 2.0
+"""A connection that has not asked by then is closed: it only costs a descriptor."""
+
+MIB = 1024 * 1024
+
+
+@dataclass(slots=True)
+class Arena:
+    """Two memory files of `slot_count * slot_bytes`. The router owns the descriptors until `close`."""
+
+    in_fd: int
+    out_fd: int
+    slot_count: int
+    slot_bytes: int
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.slot_count * self.slot_bytes
+
+    def read(self, slot: int, payload_bytes: int) -> bytes:
+        """A copy of what the client wrote, from the start of a slot."""
+        return os.pread(self.in_fd, payload_bytes, slot * self.slot_bytes)
+
+    def close(self) -> None:
+        """Punch both files empty first: a client that kept its descriptors keeps no memory."""
+        for fd in (self.in_fd, self.out_fd):
+            segment.punch(fd, self.payload_bytes)
+            os.close(fd)
+
+
+@dataclass(slots=True)
+class Client:
+    """One connection: a session once `arena` is there."""
+
+    number: int
+    sock: socket.socket
+    pid: int
+    uid: int
+    pidfd: int | None
+    title: str = ""
+    arena: Arena | None = None
+    granted: bool = False
+    over: bool = False
+    faults: int = 0
+    making: asyncio.Handle | None = None
+    reserved_bytes: int = 0
+    timeout: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+
+class Door:
+    """Listens at `path`. Calls `on_attached(client)` and `on_lost(client)`, the latter once for each of the former."""
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        mode: int,
+        lane_name: str,
+        lane_path: str,
+        epoch: int,
+        config: RouterConfig,
+        counters: Counters,
+        loop: asyncio.AbstractEventLoop,
+        allowed: Callable[[int, int], bool],
+        catalog: Callable[[], Iterable[Model]],
+        on_attached: Callable[[Client, bytes], None],
+        on_lost: Callable[[Client], None],
+    ) -> None:
+        self.path = path
+        self.clients: dict[int, Client] = {}
+        self.arena_bytes = 0
+        self._lane_name = lane_name
+        self._lane_path = lane_path
+        self._epoch = epoch
+        self._config = config
+        self._counters = counters
+        self._loop = loop
+        self._allowed = allowed
+        self._catalog = catalog
+        self._on_attached = on_attached
+        self._on_lost = on_lost
+        self._number = 0
+        self._listener = seqpacket.listen(path, mode)
+        loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(16):
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError:
+                # No descriptor is left. Closing none would make this turn repeat at once; the backlog waits instead.
+                self._loop.remove_reader(self._listener.fileno())
+                self._loop.call_later(0.1, self._listen_again)
+                return
+            sock.setblocking(False)
+            pid, uid, gid = seqpacket.peer_credentials(sock)
+            self._number += 1
+            client = Client(self._number, sock, pid, uid, None)
+            if not self._allowed(uid, gid):
+                self._refuse(client, Reason.NOT_ALLOWED, f"user {uid} (group {gid}) may not use this farm")
+                continue
+            client.pidfd = seqpacket.peer_pidfd(sock)
+            self.clients[client.number] = client
+            client.timeout = self._loop.call_later(ATTACH_WITHIN_S, self.end, client)
+            self._loop.add_reader(sock.fileno(), self._readable, client)
+            if client.pidfd is not None:
+                self._loop.add_reader(client.pidfd, self.end, client)
+
+    def _listen_again(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _readable(self, client: Client) -> None:
+        try:
+            got = seqpacket.receive(client.sock)
+        except (PeerGone, FrameRefused):
+            self.end(client)
+            return
+        if got is None:
+            return
+        if client.reserved_bytes or client.granted:
+            # Nothing else is ever sent this way.
+            self._counters.frames_rejected += 1
+            self.end(client)
+            return
+        try:
+            self._grant(client, attach_codec.decode(got[0]))
+        except FrameRefused as refused:
+            self._counters.frames_rejected += 1
+            self._refuse(client, Reason.FRAME, str(refused))
+
+    def _grant(self, client: Client, attach: Attach) -> None:
+        config = self._config
+        client.title = attach.title
+        payload_bytes = attach.slot_count * attach.slot_bytes
+        if attach.protocol != PROTOCOL_VERSION:
+            message = (
+                f"this farm speaks protocol {PROTOCOL_VERSION}, the client {attach.protocol}; install the same version"
+            )
+            self._refuse(client, Reason.PROTOCOL, message)
+        elif attach.slot_bytes % 64:
+            self._refuse(client, Reason.FRAME, f"slots of {attach.slot_bytes} bytes are no multiple of 64")
+        elif sum(1 for other in self.clients.values() if other.reserved_bytes) >= config.clients_max:
+            message = (
+                f"{config.clients_max} clients are attached, the most that clients_max allows; close one or raise it"
+            )
+            self._refuse(client, Reason.CLIENTS_FULL, message, retry_after_ms=1000)
+        elif 2 * payload_bytes > config.client_mib_max * MIB:
+            message = (
+                f"{2 * payload_bytes / MIB:.1f} MiB were asked for (in and out together); client_mib_max allows "
+                f"{config.client_mib_max}"
+            )
+            self._refuse(client, Reason.BUDGET, message)
+        elif self.arena_bytes + 2 * payload_bytes > config.arena_budget_mib * MIB:
+            message = (
+                f"{2 * payload_bytes / MIB:.1f} MiB were asked for, {self.arena_bytes / MIB:.1f} of "
+                f"{config.arena_budget_mib} MiB are taken; ask for less, close a client or raise arena.budget_mib"
+            )
+            self._refuse(client, Reason.BUDGET, message, retry_after_ms=1000)
+        else:
+            client.reserved_bytes = 2 * payload_bytes
+            self.arena_bytes += client.reserved_bytes
+            try:
+                in_fd = segment.create("shmfarm-in")
+                try:
+                    out_fd = segment.create("shmfarm-out")
+                except SegmentRefused:
+                    os.close(in_fd)
+                    raise
+            except SegmentRefused as refused:
+                self._refuse(client, Reason.BUDGET, str(refused), retry_after_ms=1000)
+                return
+            client.arena = Arena(in_fd, out_fd, attach.slot_count, attach.slot_bytes)
+            self._allocate(client, 0)
+
+    def _allocate(self, client: Client, done_bytes: int) -> None:
+        """The next step of the arena's memory, `in` first, then `out`."""
+        arena = client.arena
+        if client.over or arena is None:
+            return
+        size = arena.payload_bytes
+        fd, offset = (arena.in_fd, done_bytes) if done_bytes < size else (arena.out_fd, done_bytes - size)
+        step = min(segment.STEP_BYTES, size - offset)
+        try:
+            segment.allocate(fd, offset, step)
+        except SegmentRefused as refused:
+            self._refuse(client, Reason.BUDGET, str(refused), retry_after_ms=1000)
+            return
+        done_bytes += step
+        if done_bytes < 2 * size:
+            client.making = self._loop.call_soon(self._allocate, client, done_bytes)
+            return
+        segment.seal(arena.in_fd)
+        segment.seal(arena.out_fd)
+        self._welcome(client, arena)
+
+    def _welcome(self, client: Client, arena: Arena) -> None:
+        token = secrets.token_bytes(16)
+        models = list(self._catalog())
+        attached = Attached(
+            PROTOCOL_VERSION,
+            client.number,
+            self._epoch,
+            token,
+            arena.slot_count,
+            arena.slot_bytes,
+            self._lane_name,
+            self._lane_path,
+            len(models),
+        )
+        client.granted = True
+        if client.timeout is not None:
+            client.timeout.cancel()
+        # The session must exist before the client can know of it.
+        self._on_attached(client, token)
+        read_only = segment.reopen_read_only(arena.out_fd)
+        try:
+            sent = self._send(client, welcome_codec.encode(attached), (arena.in_fd, read_only))
+        finally:
+            os.close(read_only)
+        for model in models:
+            sent = sent and self._send(client, welcome_codec.encode(model))
+
+    def _send(self, client: Client, frame: bytes, fds: tuple[int, ...] = ()) -> bool:
+        """False when the client is gone or does not read; its session is then over."""
+        try:
+            if seqpacket.send(client.sock, frame, fds):
+                return True
+            self._counters.clients_cut += 1
+        except PeerGone:
+            pass
+        self.end(client)
+        return False
+
+    def publish(self, model: Model) -> None:
+        """Tell every client how a model stands now."""
+        frame = welcome_codec.encode(model)
+        for client in list(self.clients.values()):
+            if client.granted:
+                self._send(client, frame)
+
+    def send_overflow(self, session: int, request_id: int, payload_bytes: int, fd: int) -> None:
+        client = self.clients.get(session)
+        if client is not None:
+            self._send(client, welcome_codec.encode(Overflow(request_id, payload_bytes)), (fd,))
+
+    def _refuse(self, client: Client, reason: Reason, message: str, retry_after_ms: int = 0) -> None:
+        self._counters.clients_refused += 1
+        refused = AttachRefused(reason, message[:MESSAGE_CHARS_MAX], retry_after_ms)
+        try:
+            seqpacket.send(client.sock, welcome_codec.encode(refused))
+        except PeerGone:
+            pass
+        self.end(client)
+
+    def end(self, client: Client) -> None:
+        """The connection is over. The arena stays until no run works in it: see `close_arena`."""
+        if client.over:
+            return
+        client.over = True
+        self.clients.pop(client.number, None)
+        if client.timeout is not None:
+            client.timeout.cancel()
+        if client.making is not None:
+            client.making.cancel()
+        self._loop.remove_reader(client.sock.fileno())
+        client.sock.close()
+        if client.pidfd is not None:
+            self._loop.remove_reader(client.pidfd)
+            os.close(client.pidfd)
+        if client.granted:
+            self._on_lost(client)
+        else:
+            self.close_arena(client)
+
+    def close_arena(self, client: Client) -> None:
+        """No run works in this memory any more, and no worker is sent it again."""
+        if client.arena is not None:
+            client.arena.close()
+            client.arena = None
+        self.arena_bytes -= client.reserved_bytes
+        client.reserved_bytes = 0
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+        for client in list(self.clients.values()):
+            self.end(client)

@@ -1,0 +1,167 @@
+"""The public lane: a ZeroMQ ROUTER on an ipc path, one DEALER a client session.
+
+A peer is nobody until its first frame shows the token that attach gave (`Hello`); identities that peers choose for
+themselves are refused, since one could be another session's. ZAP is set and fails closed: without it libzmq accepts
+peers of old protocol versions, which carry no credentials.
+
+The FD of a ZeroMQ socket is edge-triggered: it is drained until empty or the limit, and looked at again after sending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+import zmq
+
+from router.counters import Counters
+from shm.client import Hello, request_codec
+from shm.errors import FrameRefused
+from shm.limits import FRAME_BYTES_MAX
+
+REPLIES_QUEUED_MAX = 10_000
+"""Frames a client may leave unread before its session is cut: at 50,000 requests a second in lists of ten, 2 s."""
+ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+
+
+class ZeroMqLane:
+    name = "zeromq"
+
+    def __init__(
+        self,
+        path: str,
+        mode: int,
+        epoch: int,
+        loop: asyncio.AbstractEventLoop,
+        counters: Counters,
+        allowed: Callable[[int, int], bool],
+    ) -> None:
+        """`allowed(uid, gid)`: whether a peer of that user may speak here at all. The caller holds the directory."""
+        self.path = path
+        self.on_readable: Callable[[], None] = lambda: None
+        self._epoch = epoch
+        self._loop = loop
+        self._counters = counters
+        self._allowed = allowed
+        self._session_of: dict[bytes, int] = {}
+        self._peer_of: dict[int, bytes] = {}
+        self._tokens: dict[bytes, int] = {}
+        self._again = False
+        self._context = zmq.Context()
+        self._zap = self._context.socket(zmq.REP)
+        self._zap.bind(ZAP_ENDPOINT)
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 4 * FRAME_BYTES_MAX)
+        self._socket.setsockopt(zmq.SNDHWM, REPLIES_QUEUED_MAX)
+        self._socket.setsockopt(zmq.RCVHWM, 1000)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, 500)
+        self._socket.setsockopt(zmq.BACKLOG, 1024)
+        self._socket.setsockopt_string(zmq.ZAP_DOMAIN, "shmfarm")
+        self._socket.bind(f"ipc://{path}")
+        os.chmod(path, mode)
+        self._fds = [int(socket.getsockopt(zmq.FD)) for socket in (self._socket, self._zap)]
+        loop.add_reader(self._fds[0], self._readable)
+        loop.add_reader(self._fds[1], self._answer_zap)
+        # What came before the readers were there has used up its edge.
+        loop.call_soon(self._answer_zap)
+
+    def _readable(self) -> None:
+        self.on_readable()
+
+    def receive(self, frames_max: int) -> list[tuple[int, bytes]]:
+        frames: list[tuple[int, bytes]] = []
+        receive = self._socket.recv_multipart
+        sessions = self._session_of
+        for _ in range(frames_max):
+            try:
+                parts = receive(zmq.DONTWAIT)
+            except zmq.Again:
+                return frames
+            peer = parts[0]
+            session = sessions.get(peer)
+            if session is not None and len(parts) == 2:
+                frames.append((session, parts[1]))
+            else:
+                self._meet(peer, parts)
+        return frames
+
+    def look_again(self) -> None:
+        """After sends, or a drain that stopped at its limit: frames may be there without a new edge."""
+        if not self._again and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._again = True
+            self._loop.call_soon(self._run_again)
+
+    def _run_again(self) -> None:
+        self._again = False
+        self.on_readable()
+
+    def _meet(self, peer: bytes, parts: list[bytes]) -> None:
+        """The first frame of a peer binds it to its session, or is dropped and counted."""
+        if len(parts) == 2 and peer[:1] == b"\x00" and len(parts[1]) <= 64:
+            try:
+                hello = request_codec.decode(parts[1])
+            except FrameRefused:
+                hello = None
+            if isinstance(hello, Hello) and hello.epoch == self._epoch:
+                session = self._tokens.pop(hello.token, None)
+                if session is not None:
+                    self._session_of[peer] = session
+                    self._peer_of[session] = peer
+                    return
+        self._counters.frames_unknown += 1
+
+    def send(self, session: int, frame: bytes) -> bool:
+        peer = self._peer_of.get(session)
+        if peer is None:
+            return False
+        try:
+            self._socket.send_multipart((peer, frame), zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                return False
+            raise
+        return True
+
+    def admit(self, session: int, token: bytes) -> None:
+        self._tokens[token] = session
+
+    def end(self, session: int) -> None:
+        peer = self._peer_of.pop(session, None)
+        if peer is not None:
+            del self._session_of[peer]
+        else:
+            self._tokens = {token: other for token, other in self._tokens.items() if other != session}
+
+    def _answer_zap(self) -> None:
+        """RFC 27: version, request id, domain, address, identity, mechanism. The address of an ipc peer is the
+        kernel's word: `localhost:uid:gid:pid`."""
+        while True:
+            try:
+                request = self._zap.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            granted = len(request) >= 6 and request[0] == b"1.0" and self._is_allowed(request[3])
+            status = (b"200", b"OK") if granted else (b"400", b"not allowed")
+            number = request[1] if len(request) > 1 else b""
+            self._zap.send_multipart([b"1.0", number, *status, b"", b""], zmq.DONTWAIT)
+
+    def _is_allowed(self, address: bytes) -> bool:
+        try:
+            uid, gid, _ = (int(part) for part in address.decode().rsplit(":", 3)[1:])
+        except (ValueError, UnicodeDecodeError):
+            return False
+        return self._allowed(uid, gid)
+
+    def close(self) -> None:
+        for fd in self._fds:
+            self._loop.remove_reader(fd)
+        for socket in (self._socket, self._zap):
+            socket.close(0)
+        self._context.term()
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass

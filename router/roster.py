@@ -1,0 +1,95 @@
+"""The workers: who is there, in which state, and what each has in hand.
+
+    LOADING → READY → DRAINING → (gone)
+        any state → LOST → (gone)
+
+READY takes runs; DRAINING finishes what it has and is then told to stop; LOST has lost its socket, is sent nothing and
+may still write to slots until the kernel says that its process has ended. Only then does it leave the roster.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+
+from router.ledger import Entry, State
+
+
+class WorkerState(IntEnum):
+    LOADING = 0
+    READY = 1
+    DRAINING = 2
+    LOST = 3
+
+
+class RunInHand:
+    """One run that a worker has. `due_ns`: the earliest answer still owed; `kill_ns`: 0 until it is told to stop."""
+
+    __slots__ = ("dispatched_ns", "due_ns", "entries", "kill_ns", "number", "rows", "worker")
+
+    def __init__(self, number: int, worker: Worker, entries: list[Entry], dispatched_ns: int) -> None:
+        self.number = number
+        self.worker = worker
+        self.entries = entries
+        self.rows = sum(entry.request.rows or 1 for entry in entries)
+        self.dispatched_ns = dispatched_ns
+        self.due_ns: int | None = min(entry.due_ns for entry in entries)
+        self.kill_ns = 0
+
+    def refresh_due(self) -> None:
+        """After a member was answered: what is owed next, None when nobody waits for this run any more."""
+        self.due_ns = min(
+            (entry.due_ns for entry in self.entries if entry.state is State.RUNNING and not entry.cancelled),
+            default=None,
+        )
+
+
+class Worker:
+    __slots__ = ("model", "number", "run_count", "runs", "state", "stopping")
+
+    def __init__(self, number: int, model: int) -> None:
+        self.number = number
+        self.model = model
+        self.state = WorkerState.LOADING
+        self.runs: deque[RunInHand] = deque()
+        self.run_count = 0
+        self.stopping = False
+
+
+class Roster:
+    """All workers by number, and by model for picking."""
+
+    __slots__ = ("_by_model", "workers")
+
+    def __init__(self, model_count: int) -> None:
+        self.workers: dict[int, Worker] = {}
+        self._by_model: list[list[Worker]] = [[] for _ in range(model_count)]
+
+    def add(self, number: int, model: int) -> Worker:
+        assert number not in self.workers
+        worker = Worker(number, model)
+        self.workers[number] = worker
+        self._by_model[model].append(worker)
+        return worker
+
+    def remove(self, worker: Worker) -> None:
+        del self.workers[worker.number]
+        self._by_model[worker.model].remove(worker)
+
+    def pick(self, model: int, runs_max: int) -> Worker | None:
+        """A ready worker with the fewest runs in hand, fewer than `runs_max`; the first of equals: it is warmest."""
+        best = None
+        fewest = runs_max
+        for worker in self._by_model[model]:
+            in_hand = len(worker.runs)
+            if in_hand < fewest and worker.state is WorkerState.READY:
+                if not in_hand:
+                    return worker
+                best, fewest = worker, in_hand
+        return best
+
+    def ready_count(self, model: int) -> int:
+        return sum(worker.state is WorkerState.READY for worker in self._by_model[model])
+
+    def of_model(self, model: int) -> list[Worker]:
+        return self._by_model[model]

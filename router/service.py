@@ -1,0 +1,425 @@
+"""The router's process: polls, decodes, asks the machine, performs what it says. One loop, no thread.
+
+A turn begins with whatever is readable: frames of clients, ends of runs, the supervisor's leash, or the timer. It goes
+machine.handle → `_perform`, and ends with the timer armed to the next due time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import grp
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+import setproctitle
+import uvloop
+
+from router import events as ev
+from router.config import RouterConfig
+from router.crew import Crew
+from router.door import Arena, Client, Door
+from router.lanes.zeromq import ZeroMqLane
+from router.machine import RouterMachine
+from router.rules import RuleBook, RuleRefused
+from router.status import status_facts
+from router.timer import Timer
+from shm import paths, seqpacket
+from shm.client import (
+    Cancel,
+    Hello,
+    Model,
+    Rejected,
+    Release,
+    Replies,
+    Reply,
+    Submit,
+    reply_codec,
+    request_codec,
+)
+from shm.control import (
+    Beat,
+    Drained,
+    DrainStarted,
+    InspectAsked,
+    RouterConfigured,
+    RouterListening,
+    StatusAsked,
+    Told,
+    WorkerBecameReady,
+    WorkerRetired,
+    WorkerSpawned,
+    from_router_codec,
+    to_router_codec,
+)
+from shm.endings import Ending, Reason
+from shm.errors import FrameRefused, PeerGone
+from shm.limits import FRAME_BYTES_MAX, MESSAGE_CHARS_MAX
+from shm.worker import Inspected, Ready
+
+log = logging.getLogger("shmfarm.router")
+
+BEAT_S = 0.25
+CONFIGURED_WITHIN_S = 10.0
+TURN_FRAMES = 256
+"""Frames taken in one turn; with lists of requests in them a turn stays near its millisecond."""
+
+
+class RouterService:
+    """Everything the router touches. Built inside a running loop; `close` gives all of it back."""
+
+    def __init__(self, leash: socket.socket, told: RouterConfigured, loop: asyncio.AbstractEventLoop) -> None:
+        config = msgspec.json.decode(told.config, type=RouterConfig)
+        self._config = config
+        self._epoch = told.epoch
+        self._leash = leash
+        self._loop = loop
+        self.stopped = asyncio.Event()
+        self._machine = RouterMachine(config)
+        self._counters = self._machine.counters
+        self._rules: list[RuleBook | None] = [RuleBook(m.rules) if m.rules else None for m in config.models]
+        self._rule_rows = [0] * len(config.models)
+        self._timer = Timer()
+        self._arenas: dict[int, tuple[Client, Arena]] = {}
+        self._turns = 0
+        self._inspecting: dict[int, int] = {}
+        self._allowed_gid = grp.getgrnam(config.service_group).gr_gid if config.service_group else None
+        # Connecting to a Unix socket takes the right to write to it.
+        mode = 0o660 if self._allowed_gid is not None else 0o600
+        self._lane = ZeroMqLane(
+            paths.lane_path(told.runtime_dir, told.epoch), mode, told.epoch, loop, self._counters, self._is_allowed
+        )
+        self._lane.on_readable = self._on_lane_readable
+        self._crew = Crew(
+            loop=loop,
+            arena_of=self._arena_of,
+            arenas_max=config.worker_arenas_max,
+            private=config.isolation == "group",
+            on_events=self._on_worker_events,
+            on_ready=self._on_worker_ready,
+            on_inspected=self._on_inspected,
+        )
+        self._door = Door(
+            path=paths.attach_path(told.runtime_dir),
+            mode=mode,
+            lane_name=self._lane.name,
+            lane_path=self._lane.path,
+            epoch=told.epoch,
+            config=config,
+            counters=self._counters,
+            loop=loop,
+            allowed=self._is_allowed,
+            catalog=lambda: [self._model_frame(index) for index in range(len(config.models))],
+            on_attached=self._on_attached,
+            on_lost=self._on_client_lost,
+        )
+        if self._allowed_gid is not None:
+            for path in (self._lane.path, self._door.path):
+                os.chown(path, -1, self._allowed_gid)
+        loop.add_reader(self._timer.fd, self._on_timer)
+        loop.add_reader(leash.fileno(), self._on_leash_readable)
+        self._tell(RouterListening(told.epoch))
+        self._beat()
+
+    def _is_allowed(self, uid: int, gid: int) -> bool:
+        """The farm's own user, root, and the configured group (by primary group; the directory's mode has let in
+        those who are members of it otherwise)."""
+        return uid in (0, os.geteuid()) or self._allowed_gid is not None
+
+    def _arena_of(self, session: int) -> Arena | None:
+        known = self._arenas.get(session)
+        return known[1] if known else None
+
+    # One turn
+
+    def _turn(self, events: Sequence[ev.Event]) -> None:
+        self._turns += 1
+        machine = self._machine
+        actions = machine.handle(events, time.monotonic_ns())
+        if actions:
+            self._perform(actions)
+        self._timer.arm(machine.next_due_ns())
+
+    def _perform(self, actions: list[ev.Action], fds: list[int] | None = None) -> None:
+        """Do what the machine says, runs first: a worker must not wait for replies to be encoded."""
+        by_rule: dict[int, list[Reply]] = {}
+        for action in actions:
+            if type(action) is ev.Dispatch:
+                self._crew.dispatch(action)
+        for action in actions:
+            match action:
+                case ev.Dispatch():
+                    pass
+                case ev.SendReplies(session, replies):
+                    self._send_replies(session, replies + by_rule.pop(session, []))
+                case ev.AnswerByRule():
+                    by_rule.setdefault(action.session, []).append(self._answer_by_rule(action))
+                case ev.SendRelease(session, ids):
+                    self._send(session, reply_codec.encode(Release(ids)))
+                case ev.SendRejected(session, reason, message):
+                    self._reject(session, reason, message)
+                case ev.SendOverflow():
+                    assert fds, "an overflow came without its memory file"
+                    self._door.send_overflow(action.session, action.id, action.payload_bytes, fds[action.position])
+                case ev.TerminateRun(worker, run):
+                    self._crew.terminate(worker, run)
+                case ev.KillWorker(worker, why):
+                    log.warning("worker_killed worker=%d why=%r", worker, why)
+                    self._crew.kill(worker)
+                case ev.StopWorker(worker):
+                    self._crew.stop(worker)
+                case ev.CloseArena(session):
+                    self._close_arena(session)
+                case ev.PublishModel(model):
+                    self._door.publish(self._model_frame(model))
+                case ev.TellDrained(refused):
+                    self._tell(Drained(refused))
+        for session, replies in by_rule.items():
+            self._send_replies(session, replies)
+        self._rule_rows = [0] * len(self._rule_rows)
+        self._lane.look_again()
+
+    def _on_timer(self) -> None:
+        self._timer.fired()
+        self._turn([ev.TimePassed()])
+
+    # Clients
+
+    def _on_attached(self, client: Client, token: bytes) -> None:
+        assert client.arena is not None
+        self._arenas[client.number] = (client, client.arena)
+        self._lane.admit(client.number, token)
+        self._turn([ev.ClientAttached(client.number, client.arena.slot_count, client.arena.slot_bytes)])
+
+    def _on_client_lost(self, client: Client) -> None:
+        self._lane.end(client.number)
+        self._turn([ev.ClientLost(client.number)])
+
+    def _close_arena(self, session: int) -> None:
+        client, _ = self._arenas.pop(session)
+        self._crew.close_arena(session)
+        self._door.close_arena(client)
+
+    def _cut(self, session: int, why: str) -> None:
+        """End a session whose client breaks the protocol or does not read."""
+        client = self._door.clients.get(session)
+        if client is not None:
+            self._counters.clients_cut += 1
+            log.warning("client_cut session=%d pid=%d why=%r", session, client.pid, why)
+            self._door.end(client)
+
+    def _on_lane_readable(self) -> None:
+        frames = self._lane.receive(TURN_FRAMES)
+        if not frames:
+            return
+        self._counters.frames_in += len(frames)
+        events: list[ev.Event] = []
+        for session, frame in frames:
+            try:
+                message = request_codec.decode(frame)
+            except FrameRefused as refused:
+                self._reject(session, Reason.FRAME, str(refused))
+                continue
+            if type(message) is Submit:
+                if message.epoch == self._epoch:
+                    events.append(ev.RequestsArrived(session, message.requests))
+                else:
+                    self._reject(session, Reason.STALE_EPOCH, f"this is epoch {self._epoch}, not {message.epoch}")
+            elif type(message) is Cancel:
+                events.append(ev.RequestsCancelled(session, message.ids))
+            elif type(message) is Hello:
+                self._reject(session, Reason.FRAME, "a session says Hello once")
+        self._turn(events)
+        self._lane.look_again()
+
+    def _reject(self, session: int, reason: int, message: str) -> None:
+        self._counters.frames_rejected += 1
+        client = self._door.clients.get(session)
+        if client is None:
+            return
+        client.faults += 1
+        if client.faults > self._config.faults_max:
+            self._cut(session, "too many frames that could not be taken")
+            return
+        self._send(session, reply_codec.encode(Rejected(reason, message[:MESSAGE_CHARS_MAX])))
+
+    def _send_replies(self, session: int, replies: list[Reply]) -> None:
+        self._counters.replies_out += len(replies)
+        frame = reply_codec.encode(Replies(replies))
+        if len(frame) > FRAME_BYTES_MAX and len(replies) > 1:
+            middle = len(replies) // 2
+            self._counters.replies_out -= len(replies)
+            self._send_replies(session, replies[:middle])
+            self._send_replies(session, replies[middle:])
+            return
+        self._send(session, frame)
+
+    def _send(self, session: int, frame: bytes) -> None:
+        if session not in self._door.clients:
+            return
+        self._counters.frames_out += 1
+        if not self._lane.send(session, frame):
+            # No reply is dropped while a session lives; so this one does not.
+            self._cut(session, "a reply could not be queued: it does not read")
+
+    def _answer_by_rule(self, action: ev.AnswerByRule) -> Reply:
+        """Complete the reply with a rule's outputs; where none can be had it stays the refusal that it is."""
+        reply, request = action.reply, action.request
+        book = self._rules[action.model]
+        arena = self._arena_of(action.session)
+        assert book is not None
+        changes: dict[str, object]
+        rows = request.rows or 1
+        self._rule_rows[action.model] += rows
+        try:
+            if arena is None:
+                raise RuleRefused("the client is gone")
+            if self._rule_rows[action.model] > book.rows_max:
+                changes = {"ending": Ending.SHED, "reason": Reason.RULES_BUSY, "retry_after_ms": 1}
+            else:
+                payload = arena.read(request.slot, book.payload_bytes(request))
+                outputs, inline, rule, decision = book.answer(request, payload)
+                changes = {
+                    "ending": Ending.RULES,
+                    "outputs": outputs,
+                    "inline": inline,
+                    "rule": rule,
+                    "decision": decision,
+                }
+        except RuleRefused as refused:
+            changes = {"reason": Reason.RULE_ERROR, "message": str(refused)[:MESSAGE_CHARS_MAX]}
+        done = msgspec.structs.replace(reply, **changes)
+        self._machine.rule_ended(done.ending)
+        return done
+
+    # Workers
+
+    def _on_worker_events(self, events: list[ev.Event], fds: list[int]) -> None:
+        if not fds:
+            self._turn(events)
+            return
+        actions = self._machine.handle(events, time.monotonic_ns())
+        self._perform(actions, fds)
+        self._timer.arm(self._machine.next_due_ns())
+
+    def _on_worker_ready(self, worker: int, ready: Ready) -> None:
+        link = self._crew.links[worker]
+        book = self._rules[link.model]
+        if book is not None:
+            try:
+                book.bind(ready.signature)
+            except RuleRefused as refused:
+                # The model serves without them; requests that run out of time end by name, and status says why.
+                log.error("rules_refused model=%s error=%r", self._config.models[link.model].name, str(refused))
+                self._rules[link.model] = None
+                self._machine.models[link.model].has_rules = False
+        self._turn([ev.WorkerReady(worker, ready.signature, ready.costs)])
+        self._tell(WorkerBecameReady(worker))
+
+    def _model_frame(self, index: int) -> Model:
+        model = self._machine.models[index]
+        return Model(
+            index,
+            model.config.name,
+            model.config.version,
+            model.ready,
+            model.deadline_ns,
+            model.max_batch,
+            model.signature,
+            ("latest",),
+        )
+
+    # Supervisor
+
+    def _on_leash_readable(self) -> None:
+        try:
+            got = seqpacket.receive(self._leash, 3)
+        except PeerGone:
+            log.error("supervisor_gone")
+            self.stopped.set()
+            return
+        if got is None:
+            return
+        frame, fds = got
+        match to_router_codec.decode(frame):
+            case WorkerSpawned(worker, pid, model, cpus):
+                self._machine_worker_born(worker, pid, model, cpus, fds)
+            case WorkerRetired(worker):
+                self._turn([ev.WorkerRetired(worker)])
+            case DrainStarted(timeout_ms):
+                self._turn([ev.DrainStarted(timeout_ms * 1_000_000)])
+            case StatusAsked(number):
+                facts = status_facts(self._epoch, self._turns, self._machine, self._door, self._crew)
+                self._tell(Told(number, facts))
+            case InspectAsked(number, worker):
+                self._inspecting[number] = worker
+                if not self._crew.inspect(worker, number):
+                    self._on_inspected(Inspected(number, "{}"))
+            case _:
+                seqpacket.close_all(fds)
+
+    def _machine_worker_born(self, worker: int, pid: int, model: int, cpus: tuple[int, ...], fds: list[int]) -> None:
+        self._crew.add(worker, pid, model, cpus, fds)
+        self._turn([ev.WorkerBorn(worker, model)])
+
+    def _on_inspected(self, inspected: Inspected) -> None:
+        if self._inspecting.pop(inspected.number, None) is not None:
+            self._tell(Told(inspected.number, inspected.facts))
+
+    def _tell(self, message: RouterListening | Beat | WorkerBecameReady | Drained | Told) -> None:
+        try:
+            if not seqpacket.send(self._leash, from_router_codec.encode(message)):
+                log.warning("supervisor_slow message=%s", type(message).__name__)
+        except PeerGone:
+            self.stopped.set()
+
+    def _beat(self) -> None:
+        self._tell(Beat(self._turns))
+        self._beating = self._loop.call_later(BEAT_S, self._beat)
+
+    def close(self) -> None:
+        self._beating.cancel()
+        self._loop.remove_reader(self._leash.fileno())
+        self._loop.remove_reader(self._timer.fd)
+        self._lane.on_readable = lambda: None
+        self._door.close()
+        self._crew.close()
+        self._lane.close()
+        self._timer.close()
+
+
+async def _serve(leash: socket.socket, told: RouterConfigured) -> int:
+    loop = asyncio.get_running_loop()
+    service = RouterService(leash, told, loop)
+    loop.add_signal_handler(signal.SIGTERM, service.stopped.set)
+    # What lives now lives for good; the collector need not look at it again. Nothing on a request's way makes cycles
+    # that last, so that young collections are rare and find little.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    await service.stopped.wait()
+    service.close()
+    return 0
+
+
+def main(leash: socket.socket) -> int:
+    """The router, from its first frame on the leash to its end. Returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    setproctitle.setproctitle("farm: router")
+    leash.setblocking(False)
+    try:
+        got = seqpacket.receive_within(leash, CONFIGURED_WITHIN_S)
+    except PeerGone:
+        return 1
+    if got is None:
+        log.error("router_not_configured within_s=%d", CONFIGURED_WITHIN_S)
+        return 1
+    told = to_router_codec.decode(got[0])
+    assert isinstance(told, RouterConfigured)
+    return uvloop.run(_serve(leash, told))
