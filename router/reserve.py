@@ -11,14 +11,16 @@ from __future__ import annotations
 FLOOR_NS = 300_000
 CEILING_NS = 20_000_000
 FORGET = 0.95
+UNMEASURED_NS = 1_000_000
+"""What is assumed until answers that were due have shown better or worse."""
 
 
 class Reserve:
     __slots__ = ("_worst_ns", "before_ns")
 
     def __init__(self) -> None:
-        self._worst_ns = 0.0
-        self.before_ns = FLOOR_NS
+        self._worst_ns = float(UNMEASURED_NS)
+        self.before_ns = FLOOR_NS + UNMEASURED_NS
 
     def observe(self, lateness_ns: int) -> None:
         """A due time was acted on so much later."""
