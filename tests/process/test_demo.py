@@ -1,0 +1,35 @@
+"""`farm demo` as a newcomer runs it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_demo_answers_by_model_and_by_rule_then_leaves_nothing(tmp_path):
+    told = subprocess.run(
+        [str(Path(sys.executable).parent / "farm"), "demo"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    assert not told.stderr
+    assert max(map(len, told.stdout.splitlines())) <= 100
+    accuracy = re.search(r"(\d+) of (\d+) answers of the model are right .*, \d+ of (\d+) by rule", told.stdout)
+    assert accuracy
+    right, by_model, by_rule = map(int, accuracy.groups())
+    assert by_model == 171
+    assert right / by_model > 0.95
+    assert by_rule >= 1
+    assert re.search(r"^latency +p50 [\d.]+ ms, p99 [\d.]+ ms", told.stdout, re.MULTILINE)
+    assert "Nothing left behind" in told.stdout
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,100 @@
+"""What the demo prints and refuses to print, and how it finds what was left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from farm.demo import show, table
+from farm.demo.leftovers import Traces
+from farm.demo.service import HURRIED_MS, Answered, Bulk, Line, Refused
+from farm.embedded import Records
+from farm.errors import Unavailable
+
+RECORDS = Records(("x",), np.zeros((3, 1), np.float32), np.array([True, False, True]))
+STAGES = dict.fromkeys(table.STAGES, 123_456_000) | {"total": 900_000}
+
+
+def answered(record: int, malignant: float = 0.9, *, hurried: bool = False, source: str = "model") -> Answered:
+    rule = "large_perimeter" if source == "rules" else None
+    return Answered(
+        record=record,
+        deadline_ms=HURRIED_MS if hurried else 100.0,
+        hurried=hurried,
+        latency_ms=0.9,
+        malignant=malignant,
+        source=source,
+        reason="timeout" if rule else "ok",
+        rule=rule,
+        decision="refer" if rule else None,
+        stages=STAGES,
+    )
+
+
+def lines(*others: Line) -> list[Line]:
+    return [answered(1), answered(2), answered(3, 0.1), *others, Bulk(2, 131_072, 2, 70.0)]
+
+
+def test_tables_fit_a_hundred_columns():
+    said = lines(answered(1, hurried=True, source="rules"))
+    printed = [
+        *table.records_table(said, RECORDS),
+        *table.hurried_table(said, RECORDS),
+        *table.summary(said, RECORDS),
+    ]
+    assert max(map(len, printed)) <= 100
+
+
+def test_accuracy_counts_the_models_answers_against_the_diagnoses():
+    told = "\n".join(table.summary(lines(answered(1, hurried=True, source="rules")), RECORDS))
+    assert "1 of 3 answers of the model are right" in told
+    assert "1 of 1 by rule" in told
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        (lines(), "no record was answered by a rule"),
+        (lines(answered(1, hurried=True)), "no record was answered by a rule"),
+        (lines(Refused(2, 15.0, "DeadlineExceeded: late")), "record 2 was not answered: DeadlineExceeded: late"),
+        ([answered(1, hurried=True, source="rules"), answered(1)], "1 of 3 records were answered"),
+    ],
+)
+def test_demo_that_showed_less_than_it_promises_fails(said, complaint):
+    with pytest.raises(table.DemoFailed, match=complaint):
+        table.summary(said, RECORDS)
+
+
+def test_a_farm_that_does_not_start_is_one_line_and_exit_code_one(monkeypatch, capsys):
+    def refuse(**_: object) -> None:
+        raise Unavailable("the farm did not start: no memory")
+
+    monkeypatch.setattr(show, "Farm", refuse)
+    assert show.show() == 1
+    assert capsys.readouterr().err == "farm demo: the farm did not start: no memory\n"
+
+
+def test_a_process_that_stays_is_found_and_an_ended_one_is_not(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        traces = Traces.of_children(str(tmp_path / "gone"))
+        assert child.pid in {pid for pid, _ in traces.processes}
+        assert f"process {child.pid}" in traces._look()
+    finally:
+        child.communicate(b"\n", timeout=30)
+    assert traces.left() == []
+
+
+def test_a_runtime_directory_and_a_memory_file_that_stay_are_found(tmp_path):
+    (tmp_path / "attach.sock").touch()
+    fd = os.memfd_create("arena")
+    try:
+        found = Traces(frozenset(), str(tmp_path))._look()
+    finally:
+        os.close(fd)
+    assert str(tmp_path / "attach.sock") in found
+    assert any("memory file" in one for one in found)
