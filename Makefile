@@ -49,7 +49,7 @@ dev: .venv/.dev
 dist/.built: .venv-test/.tools $(SOURCES)
 	@rm -rf build dist
 	@.venv-test/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation -w dist .
-	@rm -rf build
+	@rm -rf build shmfarm.egg-info
 	@touch $@
 
 # --no-index: every requirement of the wheel must be among the pinned ones already.
