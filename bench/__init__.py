@@ -1,0 +1,1 @@
+"""The harness by which engineers decide what the farm is worth. `python -m bench.throughput` is its first part."""
