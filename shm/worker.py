@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from shm.client import Id, Index, Name, Tensors, Text
+from shm.client import Id, Name, Tensors, Text
 from shm.frames import Codec
 from shm.layout import Signature
 from shm.limits import INLINE_BYTES_MAX, MEMBERS_MAX
@@ -84,7 +84,7 @@ class RunCost(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
 class Ready(Struct, array_like=True, tag=16, frozen=True, forbid_unknown_fields=True):
     """Loaded and warm. The first message on a new pair of sockets."""
 
-    worker: Index
+    worker: Id
     model: Name
     version: int
     signature: Signature
