@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OURS = frozenset({"farm", "router", "workers", "shm"})
-SERVICES = {"router": "router.service", "worker": "workers.service", "supervisor": "farm.supervisor.service"}
+SERVICES = {"router": "router.service", "worker": "workers.service", "supervisor": "farm.supervisor.entry"}
 
 PR_SET_PDEATHSIG = 1
 """sys/prctl.h. Tied to the parent's *thread*: the supervisor has one only; `farm.Farm`'s caller may have many, so a
