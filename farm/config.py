@@ -143,7 +143,7 @@ def from_tables(
         raise ConfigError(f'{source}: no model; add a section such as [models.fraud] with path = "fraud.onnx"')
     config = Config(
         source=source,
-        farm=read_table(FarmSection, tables.get("farm", {}), Place(source, "[farm]")),
+        farm=_read_farm(tables.get("farm", {}), source, base_dir),
         arena=read_table(ArenaSection, tables.get("arena", {}), Place(source, "[arena]")),
         router=read_table(RouterSection, tables.get("router", {}), Place(source, "[router]")),
         models={name: _read_model(name, table, source, base_dir) for name, table in models.items()},
@@ -233,6 +233,13 @@ def check_files(config: Config) -> None:
                 f"{config.source}: [models.{name}] path = {show(model.path)}: {error.strerror}; "
                 "it must be an ONNX file that this user can read"
             ) from error
+
+
+def _read_farm(table: object, source: str, base_dir: str) -> FarmSection:
+    section = read_table(FarmSection, table, Place(source, "[farm]"))
+    if section.runtime_dir is None:
+        return section
+    return msgspec.structs.replace(section, runtime_dir=os.path.abspath(os.path.join(base_dir, section.runtime_dir)))
 
 
 def _read_model(name: str, table: object, source: str, base_dir: str) -> ModelSection:
