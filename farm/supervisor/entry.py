@@ -79,7 +79,7 @@ def _run(config: Config, log: Log, starter: socket.socket | None, say: Say, *, t
     try:
         _raise_open_files()
         _set_title(f"farm: supervisor {_serves(config)}")
-        service = Service(config, held, log, starter)
+        service = Service(config, held.path, log, starter)
         service.announced = lambda: say(starting.Started(held.path))
         code = service.run()
         if code == exits.OK:

@@ -12,6 +12,15 @@ from msgspec import Struct
 from farm.supervisor.backoff import Backoff
 
 
+class Phase(Enum):
+    """Of the whole farm; `farm.supervisor.machine` draws the edges."""
+
+    SERVING = "serving"
+    DRAINING = "draining"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
 class SeatState(Enum):
     EMPTY = "empty"
     """Its worker died; the next comes at `due_ns`."""
@@ -93,7 +102,10 @@ class Seat:
 
 
 class RouterLife:
-    """The router, over all its lives."""
+    """The router, over all its lives.
+
+    `doomed`: it was sent SIGKILL and is not judged any more. `limit_ns`: when the next of `signals` is due.
+    """
 
     __slots__ = ("alive", "backoff", "beat_ns", "doomed", "due_ns", "epoch", "last_end", "limit_ns", "listening_ns",
                  "restarts", "signals", "since_ns")  # fmt: skip
@@ -112,11 +124,22 @@ class RouterLife:
         self.last_end = ""
         self.signals: list[int] = []
 
+    def spawned(self, now_ns: int) -> None:
+        self.alive, self.doomed, self.since_ns, self.listening_ns = True, False, now_ns, None
+        self.restarts += 1
+
+    def patience_end_ns(self, plan: Plan) -> int:
+        """When a router that says nothing is taken for hung: generous until it listens, then by its beat."""
+        if self.listening_ns is None:
+            return self.since_ns + plan.start_timeout_ns
+        return self.beat_ns + plan.beat_timeout_ns
+
 
 class ModelState:
-    __slots__ = ("deaths_unready", "ever_ready", "load_error")
+    """Whether a model ever got as far as to serve, and what stood in its way."""
+
+    __slots__ = ("deaths_unready", "ever_ready")
 
     def __init__(self) -> None:
         self.ever_ready = False
         self.deaths_unready = 0
-        self.load_error = ""

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from farm.supervisor.children import ROUTER, Child
 from farm.supervisor.door import FACTS_CHARS_MAX
 from farm.supervisor.host import process_costs
 from farm.supervisor.machine import Machine
+from farm.supervisor.spawning import ROUTER, Child
 
 
 def farm_facts(machine: Machine, children: Mapping[int, Child], now_ns: int) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def farm_facts(machine: Machine, children: Mapping[int, Child], now_ns: int) -> 
         "epoch": machine.router.epoch,
         "wanted": {model.name: machine.wanted(index) for index, model in enumerate(machine.plan.models)},
         "processes": [_facts_of(machine, child, now_ns) for child in children.values()],
-        "restarts": max(machine.router.restarts, 0) + sum(max(seat.restarts, 0) for seat in machine.seats),
+        "restarts": max(machine.router.restarts, 0) + sum(max(seat.restarts, 0) for seat in machine.staff.seats),
         "waiting": [
             {
                 "role": "worker",
@@ -30,7 +30,7 @@ def farm_facts(machine: Machine, children: Mapping[int, Child], now_ns: int) -> 
                 "last_end": seat.last_end,
                 "replaced_in_ms": max(0, seat.due_ns - now_ns) // 1_000_000,
             }
-            for seat in machine.seats
+            for seat in machine.staff.seats
             if not seat.alive
         ],
     }
@@ -76,7 +76,7 @@ def _facts_of(machine: Machine, child: Child, now_ns: int) -> dict[str, Any]:
     if child.worker == ROUTER:
         state = "listening" if machine.router.listening_ns is not None else "starting"
         return {**facts, "role": "router", "state": state, "restarts": machine.router.restarts}
-    seat = machine.seat_of(child.worker)
+    seat = machine.staff.by_worker(child.worker)
     if seat is None:
         return {**facts, "role": "worker", "worker": child.worker, "state": "ending", "restarts": 0}
     return {
