@@ -1,8 +1,8 @@
 """Mappings of clients' arenas in this worker: `in` read-only, `out` writable, made at first use, dropped on word.
 
 An arena's descriptors stay until the router says that it is closed, its mapping only while it is among the
-`arenas_max` last mapped ones: a mapping that had to go comes back at 24 us. Nothing is closed by force: a mapping goes
-with the last array that lies in it, so dropping it in the middle of a run is safe.
+`arenas_max` last mapped ones at the end of a run: one that had to go comes back at 24 us. Nothing is closed by force:
+a mapping goes with the last array that lies in it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Arena:
 
     __slots__ = (
         "_fds",
+        "_in_rows",
+        "_out_rows",
         "bound",
         "in_map",
-        "in_rows",
         "out_map",
-        "out_rows",
         "payload_bytes",
         "session",
         "slot_bytes",
@@ -49,8 +49,8 @@ class Arena:
         self.out_map: mmap.mmap | None = None
         self.bound: dict[int, Bound] = {}
         """Prepared runs by `slot * 2**32 + rows`."""
-        self.in_rows: list[Array] | None = None
-        self.out_rows: list[Array] | None = None
+        self._in_rows: list[Array] | None = None
+        self._out_rows: list[Array] | None = None
         self._fds = fds
 
     def map(self) -> None:
@@ -64,7 +64,7 @@ class Arena:
 
     def unmap(self) -> None:
         self.bound.clear()
-        self.in_rows = self.out_rows = None
+        self._in_rows = self._out_rows = None
         self.in_map = self.out_map = None
 
     def close(self) -> None:
@@ -95,15 +95,27 @@ class Arena:
         if payload_bytes > room_bytes:
             raise FrameRefused(f"{payload_bytes} bytes were named in slots of {room_bytes}")
         buffer = self.out_map if out else self.in_map
+        assert buffer is not None
         return [
             view(buffer, start + offset, spec.dtype, plan.dims(index, member.rows), writable=out)
             for index, (spec, offset) in enumerate(zip(plan.specs, offsets, strict=True))
         ]
 
-    def rows_of(self, plan: RowPlan, *, out: bool) -> list[Array]:
-        """For each tensor of a row-form plan an array over the whole arena: entry k is the tensor of a one-row
-        request in slot k, shape (slots, *tail)."""
-        buffer = self.out_map if out else self.in_map
+    def in_rows(self, plan: RowPlan) -> list[Array]:
+        """For each input of a row-form plan an array over the whole arena: entry k is that of a one-row request in
+        slot k, shape (slots, *tail)."""
+        if self._in_rows is None:
+            self._in_rows = self._rows_of(plan, self.in_map)
+        return self._in_rows
+
+    def out_rows(self, plan: RowPlan) -> list[Array]:
+        """The same for the outputs."""
+        if self._out_rows is None:
+            self._out_rows = self._rows_of(plan, self.out_map)
+        return self._out_rows
+
+    def _rows_of(self, plan: RowPlan, buffer: mmap.mmap | None) -> list[Array]:
+        assert buffer is not None  # numpy would take None for a wish for new memory
         views = []
         for index, offset in enumerate(plan.offsets(1)):
             dtype = NUMPY[plan.specs[index].dtype]
@@ -131,6 +143,8 @@ class Arenas:
         self._arenas: dict[int, Arena] = {}
         self._mapped: dict[int, Arena] = {}
         self._bound_count = 0
+        self.over = False
+        """More are mapped than should be: `trim` when the run is over."""
 
     def __len__(self) -> int:
         return len(self._arenas)
@@ -155,13 +169,18 @@ class Arenas:
         arena = self._arenas.get(session)
         if arena is None:
             raise FrameRefused(f"a run names the arena of session {session}, which was not opened")
-        while len(self._mapped) >= self._arenas_max:
+        arena.map()
+        self._mapped[session] = arena
+        self.over = len(self._mapped) > self._arenas_max
+        return arena
+
+    def trim(self) -> None:
+        """Drop the mappings above `arenas_max` that are oldest. Between runs only: a run may need more than that."""
+        while len(self._mapped) > self._arenas_max:
             oldest = self._mapped.pop(next(iter(self._mapped)))
             self._bound_count -= len(oldest.bound)
             oldest.unmap()
-        arena.map()
-        self._mapped[session] = arena
-        return arena
+        self.over = False
 
     def keep(self, arena: Arena, key: int, bound: Bound) -> None:
         """Keep a prepared run with its arena."""
@@ -171,12 +190,6 @@ class Arenas:
             self._bound_count = 0
         arena.bound[key] = bound
         self._bound_count += 1
-
-    def forget_bound(self) -> None:
-        """Drop all prepared runs."""
-        for arena in self._mapped.values():
-            arena.bound.clear()
-        self._bound_count = 0
 
     def close(self, sessions: Iterable[int]) -> None:
         """Drop these mappings and descriptors; unknown ones are no fault."""

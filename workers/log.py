@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
+from typing import Final
+
+SELDOM_S: Final = 10.0
+
+_last: dict[str, tuple[float, int]] = {}
 
 
 def log(event: str, **fields: object) -> None:
@@ -13,3 +19,14 @@ def log(event: str, **fields: object) -> None:
         parts.append(f'{key}="{text}"' if " " in text or not text else f"{key}={text}")
     sys.stderr.write(" ".join(parts) + "\n")
     sys.stderr.flush()
+
+
+def log_seldom(event: str, **fields: object) -> None:
+    """At most one line of this event in SELDOM_S: what a client can cause at any rate must not fill the log."""
+    now = time.monotonic()
+    said, unsaid = _last.get(event, (-SELDOM_S, 0))
+    if now - said < SELDOM_S:
+        _last[event] = (said, unsaid + 1)
+        return
+    _last[event] = (now, 0)
+    log(event, unsaid=unsaid, **fields)

@@ -11,8 +11,6 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-
 from shm import segment, tensors
 from shm.endings import Reason
 from shm.errors import SegmentRefused, TensorRefused
@@ -44,6 +42,19 @@ class Turn:
 
     def copies(self) -> Copies:
         return Copies(*self.counts)
+
+    def input_left(self) -> None:
+        """An input is read where the client wrote it."""
+        self.counts[0] += 1
+
+    def inputs_were_copied(self, count: int, payload_bytes: int) -> None:
+        """So many that were counted as left have been copied after all."""
+        self.counts[0] -= count
+        self.input_copied(count, payload_bytes)
+
+    def outputs_left(self, count: int) -> None:
+        """ONNX Runtime wrote these outputs where the client reads them."""
+        self.counts[3] += count
 
     def input_copied(self, count: int, payload_bytes: int) -> None:
         self.counts[1] += count
@@ -154,8 +165,3 @@ class OutputWriter:
         turn.fds.append(fd)
         write_to(mapping, 0)
         return MemberDone(outputs=described, overflow_bytes=total)
-
-
-def sliced(outputs: Sequence[Array], row: int, rows: int) -> list[Array]:
-    """One member's part of a batch."""
-    return [np.asarray(array[row : row + rows]) for array in outputs]

@@ -17,7 +17,7 @@ import numpy as np
 
 from shm.tensors import Array
 from workers.samples import KINDS, Kind, sample
-from workers.session import ORT_ERRORS, Session
+from workers.session import ModelFailed, Session
 
 ROWS = 4
 SCALES = (1.0, 0.05)
@@ -47,7 +47,7 @@ def independent_rows(session: Session) -> tuple[bool, str]:
     for kind in KINDS:
         try:
             return _probe(session, kind)
-        except ORT_ERRORS as error:
+        except ModelFailed as error:
             last = f"the probe's run failed: {' '.join(str(error).split())[:200]}"
     return False, last
 
@@ -58,7 +58,7 @@ def _probe(session: Session, kind: Kind) -> tuple[bool, str]:
         feed = sample(session.signature, ROWS, replace(kind, scale=scale), rng)
         if not any(_distinct(a) for a in feed.values()):
             # Rows that are alike cannot show a mix-up, so the next kind has to.
-            raise ValueError("made-up rows are all alike")
+            raise ModelFailed("made-up rows are all alike")
         start = time.monotonic_ns()
         together = session.run(feed)
         took_ns = time.monotonic_ns() - start

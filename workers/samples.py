@@ -43,5 +43,6 @@ def _tensor(spec: TensorSpec, rows: int, kind: Kind, rng: np.random.Generator, c
         return words.reshape(dims)
     dtype = NUMPY[spec.dtype]
     if dtype.kind == "f":
-        return (rng.standard_normal(dims) * kind.scale).astype(dtype)
-    return rng.integers(0, min(kind.int_max, 1) + 1 if dtype.kind == "b" else kind.int_max + 1, dims).astype(dtype)
+        return np.asarray(rng.standard_normal(dims) * kind.scale, dtype)
+    highest = min(kind.int_max, 1) if dtype.kind == "b" else kind.int_max
+    return np.asarray(rng.integers(0, highest + 1, dims), dtype)

@@ -20,6 +20,7 @@ from shm.layout import CODES, RowPlan, Signature, TensorSpec
 from shm.limits import NAME_BYTES_MAX, RANK_MAX, TENSORS_MAX
 from shm.tensors import NUMPY, Array, address
 from workers.config import SessionConfig
+from workers.log import log
 
 ORT_VERSION: Final[str] = onnxruntime.__version__
 
@@ -53,6 +54,10 @@ class LoadRefused(Exception):
     """The model cannot be served; the message says why, in ONNX Runtime's words where it was that."""
 
 
+class ModelFailed(Exception):
+    """A run raised, or was terminated; the message is ONNX Runtime's."""
+
+
 class Bound:
     """A run prepared on fixed memory. Keeps the arrays that ONNX Runtime holds bare pointers to."""
 
@@ -72,35 +77,50 @@ class Session:
         self.signature = signature
         self.input_plan = RowPlan(signature.inputs)
         self.output_plan = RowPlan(signature.outputs)
+        self.input_row_end = self.input_plan.payload_bytes(1)
+        self.output_row_end = self.output_plan.payload_bytes(1)
         self.input_names = [spec.name for spec in signature.inputs]
         self.output_names = [spec.name for spec in signature.outputs]
         self.options = onnxruntime.RunOptions()
         self.options.log_severity_level = _FATAL
         # Without the entry ONNX Runtime's Python layer looks it up by a C++ exception, 30 us at each bound run.
         self.options.add_run_config_entry("gpu_graph_id", "0")
+        self.outputs_bound = self.output_plan.fits and all(self.output_plan.row_bytes)
+        """Whether outputs may be bound to memory of the declared layout. Cleared by `unbind_outputs`."""
         self._inference = inference
 
+    def unbind_outputs(self) -> None:
+        """The model was found to return other shapes than it declares: let ONNX Runtime allocate from now on."""
+        self.outputs_bound = False
+        log("outputs_unbound", reason="the model returns other shapes than it declares")
+
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
-        """Run on these inputs; they are not copied when they are C-contiguous. The outputs are the caller's."""
-        outputs: list[Array] = self._inference.run(self.output_names, feed, self.options)
+        """Run on these inputs; they are not copied when they are C-contiguous. The outputs are the caller's.
+
+        Raises:
+            ModelFailed: an input was not to the model's liking, or the run was terminated.
+        """
+        try:
+            outputs: list[Array] = self._inference.run(self.output_names, feed, self.options)
+        except ORT_ERRORS as error:
+            raise ModelFailed(str(error)) from error
         return outputs
 
-    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array | None]) -> Bound:
-        """Prepare runs from these arrays into those, by pointer; None: ONNX Runtime allocates. No strings, no
-        array without elements. `inputs` are in the order of the signature and may stop before the optional ones."""
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Bound:
+        """Prepare runs from these arrays into those, by pointer. No strings, no array without elements."""
         binding = self._inference.io_binding()
-        for spec, array in zip(self.signature.inputs, inputs, strict=False):
+        for spec, array in zip(self.signature.inputs, inputs, strict=True):
             binding.bind_input(spec.name, "cpu", 0, NUMPY[spec.dtype].type, array.shape, address(array))
         for spec, out in zip(self.signature.outputs, outputs, strict=True):
-            if out is None:
-                binding.bind_output(spec.name, "cpu")
-            else:
-                binding.bind_output(spec.name, "cpu", 0, NUMPY[spec.dtype].type, out.shape, address(out))
-        return Bound(binding, inputs, [out for out in outputs if out is not None])
+            binding.bind_output(spec.name, "cpu", 0, NUMPY[spec.dtype].type, out.shape, address(out))
+        return Bound(binding, inputs, outputs)
 
     def run_bound(self, bound: Bound) -> None:
-        """Raises one of ORT_ERRORS, also when an output's shape is not the bound one."""
-        self._inference.run_with_iobinding(bound.binding, self.options)
+        """Raises ModelFailed, also when an output's shape is not the bound one."""
+        try:
+            self._inference.run_with_iobinding(bound.binding, self.options)
+        except ORT_ERRORS as error:
+            raise ModelFailed(str(error)) from error
 
     def with_independent_rows(self, independent: bool) -> None:
         """Set what the probe has found."""

@@ -18,7 +18,7 @@ from shm.worker import RunCost
 from workers.buffers import Buffers
 from workers.log import log
 from workers.samples import KINDS, Kind, sample
-from workers.session import ORT_ERRORS, Session
+from workers.session import ModelFailed, Session
 
 RUNS: Final = 7
 LONG_NS: Final = 200_000_000
@@ -51,16 +51,12 @@ def warm_up(session: Session, buffers: Buffers, max_batch: int) -> list[RunCost]
             batch = buffers.batch(rows)
             for name, array in feed.items():
                 batch.feed[name][...] = array
-            run = partial(session.run, batch.feed) if batch.bound is None else partial(session.run_bound, batch.bound)
+            run = partial(batch.run, session)
         else:
             run = partial(session.run, feed)
         try:
             costs.append(RunCost(rows, _median_ns(run)))
-        except ORT_ERRORS as error:
-            if buffers.outputs_bound:
-                # Another shape than declared, most likely; the first request finds out for sure.
-                buffers.unbind_outputs()
-                continue
+        except ModelFailed as error:
             log("warm_up_failed", rows=rows, reason=str(error)[:200])
     return costs
 
@@ -70,7 +66,7 @@ def _accepted(session: Session) -> Kind | None:
     for kind in KINDS:
         try:
             session.run(sample(session.signature, 1, kind, np.random.default_rng(21)))
-        except ORT_ERRORS as error:
+        except ModelFailed as error:
             reason = str(error)
         else:
             return kind
