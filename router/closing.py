@@ -16,6 +16,9 @@ from shm.client import Reply, Stages
 from shm.endings import Ending, Reason
 from shm.worker import MemberDone
 
+RETRY_AFTER_MS_MAX = 60_000
+"""Beyond that an estimate says nothing; and the wire's field has a limit, which rows of no bytes would pass."""
+
 
 class Closing:
     """Answers and closes entries of one machine, into its outbox."""
@@ -165,4 +168,5 @@ class Closing:
         model = self._models[model_index]
         workers = max(1, self._roster.ready_count(model_index))
         runs = model.queue.rows / model.max_batch + 1
-        return max(1, int(runs * model.costs.estimate(model.max_batch) / workers / 1e6))
+        wait_ms = int(runs * model.costs.estimate(model.max_batch) / workers / 1e6)
+        return min(max(1, wait_ms), RETRY_AFTER_MS_MAX)

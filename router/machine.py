@@ -139,10 +139,10 @@ class RouterMachine:
 
     def _on_requests_arrived(self, event: ev.RequestsArrived, now_ns: int) -> None:
         session = self.ledger.sessions.get(event.session)
+        self.counters.requests += len(event.requests)
         if session is None or session.lost:
             self.counters.orphaned += len(event.requests)
             return
-        self.counters.requests += len(event.requests)
         take = self._admission.take
         for request in event.requests:
             take(session, request, now_ns)
@@ -180,13 +180,20 @@ class RouterMachine:
         worker = self.roster.workers.get(event.worker)
         if worker is None or worker.state is WorkerState.LOST:
             return
-        expected = worker.stopping
+        if worker.stopping:
+            worker.state = WorkerState.LOST
+            self._publish(self.models[worker.model])
+            return
+        self.counters.workers_lost += 1
+        # Most likely it is dead already; if it is not, it must not write any more.
+        self._kill(worker, "its socket ended")
+
+    def _kill(self, worker: Worker, why: str) -> None:
+        """It is lost from this moment: a run sent to it now would die with it, and be blamed for that. What it had
+        said before may still come in, and counts."""
         worker.state = WorkerState.LOST
         self._publish(self.models[worker.model])
-        if not expected:
-            self.counters.workers_lost += 1
-            # Most likely it is dead already; if it is not, it must not write any more.
-            self._outbox.act(ev.KillWorker(worker.number, "its socket ended"))
+        self._outbox.act(ev.KillWorker(worker.number, why))
 
     def _on_worker_gone(self, event: ev.WorkerGone, now_ns: int) -> None:
         worker = self.roster.workers.get(event.worker)
@@ -227,7 +234,7 @@ class RouterMachine:
         worker = self.roster.workers.get(event.worker)
         if run is None or worker is None or not worker.runs or worker.runs[0] is not run:
             if worker is not None:
-                self._outbox.act(ev.KillWorker(event.worker, f"it ended run {event.run}, which it does not have"))
+                self._kill(worker, f"it ended run {event.run}, which it does not have")
             return
         worker.runs.popleft()
         del self._runs[event.run]
@@ -285,12 +292,12 @@ class RouterMachine:
             if run.kill_ns and run.kill_ns <= now_ns:
                 run.kill_ns = 0
                 self.counters.workers_killed += 1
-                self._outbox.act(ev.KillWorker(run.worker.number, f"run {run.number} did not stop when told to"))
+                self._kill(run.worker, f"run {run.number} did not stop when told to")
 
     def _member_left(self, run: RunInHand, now_ns: int) -> None:
         """A member of a run that is still going was answered, cancelled or orphaned."""
         run.refresh_due()
-        if run.due_ns is None and not run.kill_ns:
+        if run.due_ns is None and not run.kill_ns and run.worker.state is not WorkerState.LOST:
             self.counters.runs_terminated += 1
             run.kill_ns = now_ns + self.models[run.worker.model].hang_ns
             self._outbox.act(ev.TerminateRun(run.worker.number, run.number))
@@ -370,6 +377,7 @@ class RouterMachine:
                     if entry.state is State.RUNNING and not entry.cancelled:
                         self._refused_by_drain += 1
                         self._closing.end(entry, Ending.SHED, Reason.DRAINING, now_ns)
+                self._member_left(run, now_ns)
         elif self.ledger.open_count:
             return
         self._drain_until_ns = None

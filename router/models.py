@@ -87,6 +87,12 @@ class ModelState:
             )
         payload = self._payload_of_rows.get(request.rows)
         if payload is None:
+            if request.rows and not self.input_plan.row_form:
+                # Whatever the number, it would be charged and told to others as if it were true.
+                raise TensorRefused(
+                    Reason.DIMENSION,
+                    f"the request names {request.rows} rows; inputs of model {self.config.name} have no rows, name 0",
+                )
             payload = self.input_plan.payload_bytes(request.rows)
             if len(self._payload_of_rows) < _ROW_SIZES_KEPT:
                 self._payload_of_rows[request.rows] = payload
@@ -101,7 +107,7 @@ class ModelState:
         """`rows` is the first dimension that all inputs share, or 0: batches are cut and charged by it."""
         assert request.tensors is not None
         firsts = {tensor.dims[0] if tensor.dims else 0 for tensor in request.tensors}
-        if request.rows and firsts != {request.rows}:
+        if request.rows != (next(iter(firsts)) if len(firsts) == 1 else 0):
             raise TensorRefused(
                 Reason.DIMENSION, f"the request names {request.rows} rows, its inputs have {sorted(firsts)}"
             )
