@@ -196,11 +196,13 @@ def check_described(specs: Sequence[TensorSpec], tensors: Sequence[Tensor], room
 
 def check_extent(name: str, tensor: Tensor, room_bytes: int) -> None:
     """The tensor's bytes agree with its shape and lie inside the room, at an aligned offset."""
-    count = 1
+    # A dimension of zero does not hide the others: numpy refuses an empty array whose strides would overflow.
+    extent = 1
     for dim in tensor.dims:
-        count *= dim
-        if count > BYTES_MAX:
+        extent *= dim or 1
+        if extent > BYTES_MAX:
             raise TensorRefused(Reason.TOO_LARGE, f"tensor {name!r}: shape {list(tensor.dims)} is too large")
+    count = 0 if 0 in tensor.dims else extent
     if tensor.dtype == STRING:
         least = 8 * (count + 1)
         if tensor.payload_bytes < least:

@@ -125,8 +125,9 @@ def view(buffer: Buffer, offset: int, code: int, dims: Sequence[int], *, writabl
     count = prod(dims)
     dtype = NUMPY[code]
     if count == 0:
-        return np.empty(tuple(dims), dtype)
-    array = np.frombuffer(buffer, dtype, count, offset).reshape(tuple(dims))
+        array: Array = np.empty(tuple(dims), dtype)
+    else:
+        array = np.frombuffer(buffer, dtype, count, offset).reshape(tuple(dims))
     if not writable:
         array.flags.writeable = False
     return array
