@@ -26,6 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 INSTALLED = os.environ.get("SHMFARM_TEST_INSTALLED") == "1"
+if not INSTALLED:
+    # What tests start finds the checkout too, wherever it is started.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
 SETTLE_S = 5.0
 """How long what a test closed may take to be gone: threads end, the kernel reaps."""
 
@@ -58,6 +62,13 @@ def pytest_sessionstart() -> None:
     where = Path(str(farm.__file__))
     if "site-packages" not in where.parts or ROOT / "farm" in where.parents:
         pytest.exit(f"the wheel is what is tested here, but farm came from {where}", returncode=4)
+
+
+@pytest.fixture(scope="session")
+def farm_command() -> list[str]:
+    """How a person starts it: the script beside this Python, or the module where nothing is installed."""
+    script = Path(sys.executable).parent / "farm"
+    return [str(script)] if INSTALLED or script.exists() else [sys.executable, "-m", "farm"]
 
 
 @pytest.hookimpl(wrapper=True)

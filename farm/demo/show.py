@@ -19,6 +19,8 @@ from farm.farm import Farm
 SERVICE_S = 45.0
 """The service takes 1 s on two idle cores; the README promises a minute for all of it."""
 
+WORKERS_S = 20.0
+
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 
@@ -39,6 +41,7 @@ def _show() -> None:
     started = time.monotonic()
     with Farm(config=str(embedded.CONFIG_PATH)) as running:
         print(f"A farm serves {embedded.MODEL_NAME}, ready in {time.monotonic() - started:.2f} s.", end=" ")
+        _wait_for_all_workers(running)
         print(f"A service in its own process asks about {len(records.malignant)} held-out records.\n", flush=True)
         service = _start_service(running.endpoint)
         try:
@@ -51,6 +54,18 @@ def _show() -> None:
         _print(table.summary(lines, records))
     if left := traces.left():
         raise DemoFailed(f"the farm left behind: {', '.join(left)}")
+
+
+def _wait_for_all_workers(running: Farm) -> None:
+    """Ready means that one worker is; the second half of the demo wants to see all of them busy."""
+    end = time.monotonic() + WORKERS_S
+    while time.monotonic() < end:
+        status = running.status()
+        wanted = sum(status["wanted"].values())
+        if sum(p["role"] == "worker" and p["state"] == "ready" for p in status["processes"]) == wanted:
+            return
+        time.sleep(0.02)
+    raise DemoFailed(f"not all workers were ready after {WORKERS_S:.0f} s")
 
 
 def _start_service(endpoint: str) -> subprocess.Popen[bytes]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 
 @pytest.mark.slow
-def test_demo_answers_by_model_and_by_rule_then_leaves_nothing(tmp_path):
+def test_demo_answers_by_model_and_by_rule_then_leaves_nothing(farm_command, tmp_path):
     told = subprocess.run(
-        [str(Path(sys.executable).parent / "farm"), "demo"],
+        [*farm_command, "demo"],
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -27,7 +25,7 @@ def test_demo_answers_by_model_and_by_rule_then_leaves_nothing(tmp_path):
     accuracy = re.search(r"(\d+) of (\d+) answers of the model are right .*, \d+ of (\d+) by rule", told.stdout)
     assert accuracy
     right, by_model, by_rule = map(int, accuracy.groups())
-    assert by_model == 171
+    assert by_model > 160  # a machine that stalls for 100 ms has rules answer there too
     assert right / by_model > 0.95
     assert by_rule >= 1
     assert re.search(r"^latency +p50 [\d.]+ ms, p99 [\d.]+ ms", told.stdout, re.MULTILINE)

@@ -11,7 +11,7 @@ import pytest
 
 from farm.demo import show, table
 from farm.demo.leftovers import Traces
-from farm.demo.service import HURRIED_MS, Answered, Bulk, Line, Refused
+from farm.demo.service import Answered, Bulk, Line, Refused
 from farm.embedded import Records
 from farm.errors import Unavailable
 
@@ -23,7 +23,7 @@ def answered(record: int, malignant: float = 0.9, *, hurried: bool = False, sour
     rule = "large_perimeter" if source == "rules" else None
     return Answered(
         record=record,
-        deadline_ms=HURRIED_MS if hurried else 100.0,
+        deadline_ms=12.3 if hurried else 100.0,
         hurried=hurried,
         latency_ms=0.9,
         malignant=malignant,
@@ -36,11 +36,11 @@ def answered(record: int, malignant: float = 0.9, *, hurried: bool = False, sour
 
 
 def lines(*others: Line) -> list[Line]:
-    return [answered(1), answered(2), answered(3, 0.1), *others, Bulk(2, 131_072, 2, 70.0)]
+    return [answered(1), answered(2), answered(3, 0.1), *others, Bulk(2, 65_536, 35.0, 39.0)]
 
 
 def test_tables_fit_a_hundred_columns():
-    said = lines(answered(1, hurried=True, source="rules"))
+    said = lines(answered(1, hurried=True, source="rules"), Refused(2, 9.0, True, "DeadlineExceeded: " + "late " * 40))
     printed = [
         *table.records_table(said, RECORDS),
         *table.hurried_table(said, RECORDS),
@@ -60,7 +60,10 @@ def test_accuracy_counts_the_models_answers_against_the_diagnoses():
     [
         (lines(), "no record was answered by a rule"),
         (lines(answered(1, hurried=True)), "no record was answered by a rule"),
-        (lines(Refused(2, 15.0, "DeadlineExceeded: late")), "record 2 was not answered: DeadlineExceeded: late"),
+        (
+            lines(Refused(2, 100.0, False, "DeadlineExceeded: late")),
+            "record 2 was not answered: DeadlineExceeded: late",
+        ),
         ([answered(1, hurried=True, source="rules"), answered(1)], "1 of 3 records were answered"),
     ],
 )
