@@ -8,21 +8,25 @@ stays behind as a closed entry and is dropped when it comes up.
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from router.ledger import Entry, State
 
 Heap = list[tuple[int, int, Entry]]
 
+STALE_MAX = 64
+"""Places of closed entries that are not worth a walk through the heaps, on top of one for each queued entry."""
+
 
 class ModelQueue:
     """Queued requests of one model, counted in requests, rows and bytes."""
 
-    __slots__ = ("_heaps", "_sequence", "count", "payload_bytes", "rows", "waiting_since_ns")
+    __slots__ = ("_heaps", "_sequence", "_stale", "count", "payload_bytes", "rows", "waiting_since_ns")
 
     def __init__(self) -> None:
         self._heaps: dict[tuple[int, object], Heap] = {}
         self._sequence = 0
+        self._stale = 0
         self.count = 0
         self.rows = 0
         self.payload_bytes = 0
@@ -43,8 +47,22 @@ class ModelQueue:
         self.payload_bytes += entry.payload_bytes
 
     def forget(self, entry: Entry) -> None:
-        """This queued entry is about to be closed; its place in the heap is dropped when it comes up."""
+        """This queued entry is about to be closed; its place in the heap is dropped when it comes up, or when there
+        are more such places than queued entries: a client that asks and cancels must not fill the memory."""
         self._uncount(entry)
+        self._stale += 1
+        if self._stale > STALE_MAX + self.count:
+            self._drop_stale(entry)
+
+    def _drop_stale(self, closing: Entry) -> None:
+        for key in list(self._heaps):
+            kept = [place for place in self._heaps[key] if place[2].state is State.QUEUED and place[2] is not closing]
+            if kept:
+                heapify(kept)
+                self._heaps[key] = kept
+            else:
+                del self._heaps[key]
+        self._stale = 0
 
     def _uncount(self, entry: Entry) -> None:
         self.count -= 1
@@ -74,6 +92,7 @@ class ModelQueue:
         """Empty the queue."""
         entries = [entry for heap in self._heaps.values() for _, _, entry in heap if entry.state is State.QUEUED]
         self._heaps.clear()
+        self._stale = 0
         self.count = self.rows = self.payload_bytes = 0
         return entries
 
@@ -123,12 +142,14 @@ class ModelQueue:
             if entry.state is State.QUEUED:
                 return entry
             heappop(heap)
+            self._stale -= 1
         del self._heaps[key]
         return None
 
     def check_invariants(self) -> None:
         queued = [e for heap in self._heaps.values() for _, _, e in heap if e.state is State.QUEUED]
         assert len(queued) == self.count, (len(queued), self.count)
+        assert sum(map(len, self._heaps.values())) - len(queued) == self._stale <= STALE_MAX + self.count
         assert sum(e.request.rows or 1 for e in queued) == self.rows
         assert sum(e.payload_bytes for e in queued) == self.payload_bytes
 

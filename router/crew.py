@@ -37,6 +37,9 @@ from shm.worker import (
 
 log = logging.getLogger("shmfarm.router")
 
+FRAMES_LEFT_MAX = 8
+"""What a worker can have said before it died: the ends of the runs in its hands, its Ready, facts that were asked."""
+
 
 @dataclass(slots=True)
 class Link:
@@ -90,18 +93,16 @@ class Crew:
         self._loop.add_reader(link.pidfd, self._gone, link)
 
     def _readable(self, link: Link) -> None:
-        """Everything that this worker has said. More than two frames at a time it never has."""
-        while not link.lost:
-            try:
-                got = seqpacket.receive(link.run_sock, MEMBERS_MAX)
-                if got is None:
-                    return
+        """One frame; the loop calls again while there are more. A second look would cost more than it finds."""
+        try:
+            got = seqpacket.receive(link.run_sock, MEMBERS_MAX)
+            if got is not None:
                 self._take(link, *got)
-            except PeerGone:
-                self._lose(link)
-            except FrameRefused as refused:
-                log.error("worker_frame_refused worker=%d error=%s", link.worker, refused)
-                self._lose(link)
+        except PeerGone:
+            self._lose(link)
+        except FrameRefused as refused:
+            log.error("worker_frame_refused worker=%d error=%s", link.worker, refused)
+            self._lose(link)
 
     def _take(self, link: Link, frame: bytes, fds: list[int]) -> None:
         try:
@@ -143,8 +144,9 @@ class Crew:
     def _gone(self, link: Link) -> None:
         """The process has ended. What it said before that is still in its socket and comes first."""
         self._loop.remove_reader(link.pidfd)
-        if not link.lost:
-            self._readable(link)
+        for _ in range(FRAMES_LEFT_MAX):
+            if not link.lost:
+                self._readable(link)
         self._lose(link)
         os.close(link.pidfd)
         del self.links[link.worker]

@@ -72,9 +72,9 @@ class RouterMachine:
         for event in events:
             self._handlers[type(event)](event, now_ns)
         self._expire(now_ns)
-        self._dispatch(now_ns)
         if self._admission.draining:
             self._finish_drain(now_ns)
+        self._dispatch(now_ns)
         return self._outbox.collect()
 
     def next_due_ns(self) -> int | None:
@@ -316,6 +316,10 @@ class RouterMachine:
             while queue.count:
                 if model.max_delay_ns and queue.rows < model.max_batch:
                     wake_ns = queue.waiting_since_ns + model.max_delay_ns
+                    due_ns = queue.due_ns()
+                    if due_ns is not None:
+                        # Who waits for company must still be answered by the model.
+                        wake_ns = min(wake_ns, due_ns - model.costs.estimate(queue.rows))
                     if now_ns < wake_ns:
                         self._wake_ns = wake_ns if self._wake_ns is None else min(self._wake_ns, wake_ns)
                         break

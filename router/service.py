@@ -138,13 +138,14 @@ class RouterService:
 
     # One turn
 
-    def _turn(self, events: Sequence[ev.Event]) -> None:
+    def _turn(self, events: Sequence[ev.Event], fds: list[int] | None = None) -> None:
         self._turns += 1
         machine = self._machine
         actions = machine.handle(events, time.monotonic_ns())
         if actions:
-            self._perform(actions)
+            self._perform(actions, fds)
         self._timer.arm(machine.next_due_ns())
+        self._lane.look_again()
 
     def _perform(self, actions: list[ev.Action], fds: list[int] | None = None) -> None:
         """Do what the machine says, runs first: a worker must not wait for replies to be encoded."""
@@ -180,10 +181,10 @@ class RouterService:
                     self._door.publish(self._model_frame(model))
                 case ev.TellDrained(refused):
                     self._tell(Drained(refused))
-        for session, replies in by_rule.items():
-            self._send_replies(session, replies)
-        self._rule_rows = [0] * len(self._rule_rows)
-        self._lane.look_again()
+        if by_rule:
+            for session, replies in by_rule.items():
+                self._send_replies(session, replies)
+            self._rule_rows = [0] * len(self._rule_rows)
 
     def _on_timer(self) -> None:
         self._timer.fired()
@@ -236,7 +237,6 @@ class RouterService:
             elif type(message) is Hello:
                 self._reject(session, Reason.FRAME, "a session says Hello once")
         self._turn(events)
-        self._lane.look_again()
 
     def _reject(self, session: int, reason: int, message: str) -> None:
         self._counters.frames_rejected += 1
@@ -301,12 +301,7 @@ class RouterService:
     # Workers
 
     def _on_worker_events(self, events: list[ev.Event], fds: list[int]) -> None:
-        if not fds:
-            self._turn(events)
-            return
-        actions = self._machine.handle(events, time.monotonic_ns())
-        self._perform(actions, fds)
-        self._timer.arm(self._machine.next_due_ns())
+        self._turn(events, fds)
 
     def _on_worker_ready(self, worker: int, ready: Ready) -> None:
         link = self._crew.links[worker]
