@@ -86,7 +86,8 @@ def _run(config: Config, log: Log, starter: socket.socket | None, say: Say, *, t
             say(starting.StartFailed("stopped", "the farm was stopped while it started", code))
         else:
             say(starting.StartFailed("load", service.message, code))
-            log.line(f"farm: gave up: {service.message}")
+            if not log.quiet:
+                log.line(f"farm: gave up: {service.message}")
         return code
     finally:
         held.release(remove=temporary)

@@ -11,6 +11,11 @@ import msgspec
 LINE_BYTES_MAX = 4096
 """PIPE_BUF: a pipe that polls writable takes so many bytes at once, without a wait and unmixed with other writers."""
 
+NOT_A_PROBLEM = frozenset(
+    {"cpus", "worker_ready", "worker_ended", "router_ended", "scaled", "drain_started", "drained", "stopping"}
+)
+"""Left out when the farm runs inside somebody's program."""
+
 
 class Log:
     """Writes to a descriptor; lines that it would not take at once are dropped and counted."""
@@ -23,8 +28,8 @@ class Log:
         self._poller.register(fd, select.POLLOUT)
 
     def event(self, name: str, fields: Mapping[str, str | int | float]) -> None:
-        """`farm: worker_died worker=3 model=wdbc how="signal SIGKILL"`; nothing when quiet."""
-        if not self.quiet:
+        """`farm: worker_died worker=3 model=wdbc how="signal SIGKILL"`; when quiet, problems only."""
+        if not (self.quiet and name in NOT_A_PROBLEM):
             self.line("farm: " + " ".join([name, *(f"{key}={_shown(value)}" for key, value in fields.items())]))
 
     def line(self, text: str) -> None:

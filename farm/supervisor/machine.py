@@ -195,7 +195,8 @@ class Machine:
         if state.ever_ready or self.announced:
             self._record("load_failed", worker=worker, model=model.name, file=model.path, reason=message)
         else:
-            self._give_up(f"model {model.name} cannot be served from {model.path}: {message}")
+            reason = message.removeprefix(f"{model.path}: ")
+            self._give_up(f"model {model.name} cannot be served from {model.path}: {reason}")
 
     def _worker_died(self, worker: int, how: str, now_ns: int) -> None:
         seat = self.staff.by_worker(worker)

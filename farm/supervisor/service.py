@@ -45,11 +45,6 @@ ROUTER_TELLS_NS: Final = 1_000_000_000
 ENDING_S: Final = 4.0
 """What an end may take beyond the configured limits: SIGTERM and SIGKILL for workers, then for the router."""
 
-NOT_A_PROBLEM: Final = frozenset(
-    {"cpus", "worker_ready", "worker_ended", "router_ended", "scaled", "drain_started", "drained", "stopping"}
-)
-"""Left out of the log of a farm that runs inside somebody's program."""
-
 
 class Question(NamedTuple):
     """Asked of the router for an operator, whose connection waits until `due_ns` at the latest."""
@@ -81,7 +76,7 @@ class Service:
         self._questions_asked = 0
         self._end: ev.End | None = None
         self._names = list(config.models)
-        self._children = Children(config, runtime_dir, self._loop, self._events.append, self._told, self._record)
+        self._children = Children(config, runtime_dir, self._loop, self._events.append, self._told, log.event)
         cpus = CpuPool(
             host.allowed_cpus(),
             host.quota_cpus(),
@@ -103,7 +98,7 @@ class Service:
             self._door = Door(path, self._loop.watch, self._loop.unwatch, self._wanted, time.monotonic_ns)
             self._watch_starter()
             if self._cpus_line:
-                self._record("cpus", {"note": self._cpus_line})
+                self.log.event("cpus", {"note": self._cpus_line})
             self._perform(self.machine.start(time.monotonic_ns()))
             while self._end is None:
                 self._turn()
@@ -120,7 +115,11 @@ class Service:
         self._loop.turn(self._patience_ns())
         self._events.append(ev.TimePassed())
         while self._events:
-            self._perform(self.machine.handle(self._events.popleft(), time.monotonic_ns()))
+            event = self._events.popleft()
+            self._perform(self.machine.handle(event, time.monotonic_ns()))
+            if isinstance(event, ev.RouterDied):
+                for number in list(self._questions):
+                    self._told(number, None)
         if self._door is not None:
             self._door.look_at_time()
         now_ns = time.monotonic_ns()
@@ -182,7 +181,7 @@ class Service:
                 case ev.AnnounceReady():
                     self._announce()
                 case ev.Record(event, fields):
-                    self._record(event, fields)
+                    self.log.event(event, fields)
                 case ev.End():
                     self._end = action
 
@@ -191,10 +190,6 @@ class Service:
             self.log.line(f"farm ready: {self.config.serves}, attach at {self.runtime_dir}")
         host.notify_systemd(f"READY=1\nSTATUS=serving {self.config.serves}")
         self.announced()
-
-    def _record(self, event: str, fields: dict[str, Any]) -> None:
-        if not (self.log.quiet and event in NOT_A_PROBLEM):
-            self.log.event(event, fields)
 
     # What operators want.
 
@@ -240,7 +235,7 @@ class Service:
             try:
                 facts = msgspec.json.decode(facts_json)
             except msgspec.MsgspecError:
-                self._record("frame_refused", {"title": "router", "why": "its facts are not JSON"})
+                self.log.event("frame_refused", {"title": "router", "why": "its facts are not JSON"})
         if question.of_status:
             self._door.answer(question.connection, self._status(facts))
         elif facts is None:
