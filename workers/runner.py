@@ -24,6 +24,7 @@ import numpy as np
 from shm import seqpacket
 from shm.endings import Reason
 from shm.errors import SegmentRefused, TensorRefused
+from shm.layout import slots_for
 from shm.tensors import Array
 from shm.worker import RAN, SKIPPED, TERMINATED, Copies, Done, Member, MemberDone, Run
 from workers.arenas import Arena, Arenas
@@ -123,13 +124,16 @@ class Runner:
             return None  # reported where it is run alone
         key = member.slot << 32 | member.rows
         bound = arena.bound.get(key)
-        if bound is not None:
+        if bound is not None and member.slot_count >= bound.slot_count:
             return bound
         room_bytes = arena.room(member.slot, member.slot_count)[1]
-        if self._session.output_plan.payload_bytes(member.rows) > room_bytes:
+        output_bytes = self._session.output_plan.payload_bytes(member.rows)
+        if output_bytes > room_bytes:
             return None
         inputs = arena.arrays(self._session.input_plan, member, out=False)
         bound = self._session.bind(inputs, arena.arrays(self._session.output_plan, member, out=True))
+        input_bytes = self._session.input_plan.payload_bytes(member.rows)
+        bound.slot_count = slots_for(max(input_bytes, output_bytes), arena.slot_bytes)
         self._arenas.keep(arena, key, bound)
         return bound
 

@@ -61,10 +61,12 @@ class ModelFailed(Exception):
 class Bound:
     """A run prepared on fixed memory. Keeps the arrays that ONNX Runtime holds bare pointers to."""
 
-    __slots__ = ("addresses", "binding", "inputs", "outputs")
+    __slots__ = ("addresses", "binding", "inputs", "outputs", "slot_count")
 
     def __init__(self, binding: Any, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         self.binding = binding
+        self.slot_count = 1
+        """The least slots that hold these arrays, for runs prepared on an arena."""
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.addresses = tuple(address(a) for a in inputs)

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 
+import farm
 from shm import segment, seqpacket, tensors
 from shm.control import LoadFailed, RouterBorn, WorkerConfigured, from_worker_codec, to_worker_codec
 from shm.layout import RowPlan
@@ -40,7 +41,7 @@ from workers.config import WorkerConfig
 FAR_NS = 2**62
 WAIT_S = 20.0
 
-START = "import socket, sys; from workers.service import main; sys.exit(main(socket.socket(fileno=int(sys.argv[1]))))"
+LAUNCH = Path(farm.__file__).parent / "launch.py"
 
 
 class Router:
@@ -80,11 +81,9 @@ class Worker:
 
     def __init__(self, path: Path, home: Path, **config: Any) -> None:
         self.leash, theirs = seqpacket.pair()
-        root = str(Path(segment.__file__).parent.parent)
-        os.set_inheritable(theirs.fileno(), True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "OPENBLAS_", "OMP_"))}
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, {root!r}); " + START, str(theirs.fileno())],
+            [sys.executable, "-P", str(LAUNCH), "worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

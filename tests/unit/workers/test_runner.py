@@ -347,6 +347,19 @@ def test_declared_outputs_that_do_not_fit_the_slots_are_described(rig, tmp_path)
             assert same(r.outputs(client, member, done, i)[0], np.full((1, 4096), i, np.float32))
 
 
+def test_a_request_with_fewer_slots_writes_into_no_other(rig, tmp_path):
+    r = rig(models.big_output(tmp_path / "m.onnx"))
+    client = r.client(8, 8 * 1024)
+    x = np.array([[3]], np.float32)
+    roomy = client.rows(r.session, 2, x, slot_count=2)
+    assert r.run(roomy).members == []
+    assert r.run(client.rows(r.session, 3, -x, slot_count=2)).members == []
+    tight = client.rows(r.session, 2, x + 1)
+    done = r.run(tight)
+    assert client.declared(r.session, roomy)[0][0, 2048] == -3
+    assert same(r.outputs(client, tight, done)[0], np.full((1, 4096), 4, np.float32))
+
+
 def test_batch_larger_than_what_buffers_keep(rig, tmp_path, monkeypatch):
     monkeypatch.setattr("workers.buffers.KEPT_BYTES_MAX", 1000)
     r = rig(models.mlp(tmp_path / "m.onnx"))
