@@ -19,7 +19,7 @@ def test_demo_answers_by_model_and_by_rule_then_leaves_nothing(farm_command, tmp
         timeout=60,
         check=False,
     )
-    assert told.returncode == 0, told.stderr
+    assert told.returncode == 0, told.stdout + told.stderr
     assert not told.stderr
     assert max(map(len, told.stdout.splitlines())) <= 100
     accuracy = re.search(r"(\d+) of (\d+) answers of the model are right .*, \d+ of (\d+) by rule", told.stdout)
