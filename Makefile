@@ -69,7 +69,7 @@ lint: .venv-test/.tools
 	.venv-test/bin/ruff check --quiet .
 	.venv-test/bin/ruff format --check --quiet .
 	.venv-test/bin/mypy
-	.venv-test/bin/lint-imports
+	.venv-test/bin/lint-imports --no-logo
 
 check: lint
 	.venv-test/bin/python -m pytest -q tests/test_tidy.py
