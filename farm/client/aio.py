@@ -27,8 +27,8 @@ from farm.client.endpoint import Endpoint
 from farm.client.engine import UNKNOWN_DEADLINE_NS
 from farm.client.lease import AsyncLease, check_shapes
 from farm.client.options import refused
+from farm.client.refusals import no_free_slot
 from farm.client.reply import Reply
-from farm.client.sync import no_free_slot
 from farm.client.tickets import FOREVER_NS, Pending, Reap, Ticket, Watch
 from farm.errors import FarmError
 from shm.client import Model
@@ -146,7 +146,7 @@ class AsyncClient(BaseClient):
             engine.pump()
             if not engine.open_now(ticket):
                 raise no_free_slot(ticket, self._settings.slot_count)
-        if flush or len(engine.outbox) >= GATHERED_MAX:
+        if flush or len(engine.outbox.tickets) >= GATHERED_MAX:
             self._ask_turn()
         return ticket
 
@@ -306,7 +306,8 @@ class AsyncClient(BaseClient):
             self._loop.call_soon_threadsafe(self._ask_turn)
 
     def _after_fork(self) -> object:
-        # The loop, too, is the parent's: its selector is shared with this process, so nothing is unregistered.
-        kept = super()._after_fork(), self._loop, self._timer
+        # The loop's selector is shared with the parent: to unregister anything here would unregister it there.
+        self._readers = []
+        kept = super()._after_fork()
         self._start()
         return kept

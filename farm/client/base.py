@@ -53,7 +53,7 @@ class BaseClient:
         """Before a descriptor is closed: stop watching them all."""
 
     def _after_fork(self) -> object:
-        kept = self._engine, self._engine.abandon()
+        kept = self._engine.abandon()
         self._engine = Engine(self._settings, self._notify, self._nudge, self._unwatch)
         return kept
 

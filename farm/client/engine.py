@@ -16,16 +16,19 @@ from time import monotonic_ns
 from typing import Final
 
 from farm.client import inputs as packing
+from farm.client.answers import own_answer
+from farm.client.conditions import Conditions
+from farm.client.inbox import drain, hear_attach
 from farm.client.link import Link
 from farm.client.options import Settings
+from farm.client.outbox import Outbox
 from farm.client.placing import NO_ROOM, NOT_READY, PLACED, place
-from farm.client.session import Session, own_answer
+from farm.client.refusals import closed_error, overdue
+from farm.client.session import Session, nobody
 from farm.client.tickets import FOREVER_NS, Grant, Pending, Reap, Ticket, Watch
-from farm.errors import Cancelled, DeadlineExceeded, FarmError, NoFreeSlot, Overloaded, Unavailable
-from shm import client as wire
-from shm.endings import Ending, Reason
-from shm.errors import FrameRefused, PeerGone, SegmentRefused, TensorRefused
-from shm.limits import REQUESTS_MAX
+from farm.errors import Cancelled, DeadlineExceeded, FarmError, NoFreeSlot
+from shm.endings import Reason
+from shm.errors import TensorRefused
 
 log = logging.getLogger("farm")
 
@@ -56,12 +59,10 @@ class Engine:
         self.next_due_ns = FOREVER_NS
         self.closed = False
         self.waiting: deque[Ticket] = deque()
-        self.outbox: deque[Ticket] = deque()
+        self.outbox = Outbox()
         self.submitted: dict[int, Ticket] = {}
         self.finished: deque[Ticket] = deque()
-        self._watches: list[Watch] = []
-        self._reaps: list[Reap] = []
-        self._cancels: list[int] = []
+        self.conditions = Conditions(notify)
         self._unseen = False
         """Somebody began to wait since the last pump."""
         self._notify = notify
@@ -92,24 +93,28 @@ class Engine:
         """
         if self.closed:
             raise closed_error()
-        session = self.session
-        if session is not None and not session.lost:
-            placed = self._place(session, ticket)
-            if placed == NO_ROOM:
-                return False
-            if placed == PLACED:
-                self.submitted[ticket.request_id] = ticket
-                return True
-        ticket.inputs = packing.snapshot(ticket.inputs)
+        # Before it is placed: another thread may send it, and end it, at once.
         self.submitted[ticket.request_id] = ticket
-        self._wait(ticket)
-        return True
+        session = self.session
+        placed = NOT_READY
+        try:
+            if session is not None and not session.lost:
+                placed = self._place(session, ticket)
+        except FarmError:
+            del self.submitted[ticket.request_id]
+            raise
+        if placed == NO_ROOM:
+            del self.submitted[ticket.request_id]
+        elif placed == NOT_READY:
+            ticket.inputs = packing.snapshot(ticket.inputs)
+            self._wait(ticket)
+        return placed != NO_ROOM
 
     def resume(self, ticket: Ticket) -> None:
         """Take a request whose slots are written already: a lease's. In a session that has ended it is moved."""
         if self.closed:
             raise closed_error()
-        self.outbox.append(ticket)
+        self.outbox.tickets.append(ticket)
 
     def _wait(self, ticket: Ticket) -> None:
         if ticket.deadline_ns == FOREVER_NS:
@@ -123,7 +128,7 @@ class Engine:
         except TensorRefused as error:
             raise packing.invalid(error, ticket.model, ticket.request_id) from error
         if placed == PLACED and not isinstance(ticket, Grant):
-            self.outbox.append(ticket)
+            self.outbox.tickets.append(ticket)
         return placed
 
     # under the client's lock
@@ -134,8 +139,10 @@ class Engine:
             self._fail_all(closed_error())
             return
         session = self.session
-        if session is not None and hear:
-            self._hear(session)
+        if session is not None and (hear or self.conditions.unheard):
+            hear_attach(session, self._finish_ticket)
+            if not session.lost:
+                self.conditions.heard(session)
         self.pump()
         if session is not None:
             if session.blocked_ns and not session.lost and monotonic_ns() - session.blocked_ns > STALL_NS:
@@ -160,12 +167,16 @@ class Engine:
                 session.stirred = False
                 if self.waiting:
                     self._place_waiting(session)
-                if self._watches:
-                    self._check_watches(session)
-            if self.outbox or self._cancels or session.greeting is not None:
-                self._flush(session)
-            self._drain(session)
-            if session.stirred and (self.waiting or self._watches):
+                if self.conditions.watches:
+                    self.conditions.check(session)
+            if self.outbox.wanted(session):
+                due_ns = self.outbox.flush(session)
+                if due_ns < self.next_due_ns:
+                    self.next_due_ns = due_ns
+                if self.outbox.strays:
+                    self._readmit(session)
+            drain(session, self._finish_ticket)
+            if session.stirred and (self.waiting or self.conditions.watches):
                 continue
             # A receive may have swallowed the edge that told that the lane takes frames again.
             if not (session.blocked_ns and session.lane.writable()):
@@ -184,15 +195,7 @@ class Engine:
             elif ticket.deadline_ns < self.next_due_ns:
                 self.next_due_ns = ticket.deadline_ns
         self._sweep()
-        for watch in [w for w in self._watches if w.deadline_ns <= now_ns]:
-            self._watches.remove(watch)
-            watch.error = self._not_there(watch)
-            self._finish(watch)
-        for reap in [r for r in self._reaps if r.deadline_ns <= now_ns]:
-            self._reaps.remove(reap)
-            self._finish(reap)
-        for pending in (*self._watches, *self._reaps):
-            self.next_due_ns = min(self.next_due_ns, pending.deadline_ns)
+        self.next_due_ns = min(self.next_due_ns, self.conditions.expire(now_ns, self.session, self.link.why))
 
     def cancel(self, ticket: Ticket) -> None:
         """Its caller is gone. What the farm has of it stays the farm's until the farm replies."""
@@ -203,35 +206,27 @@ class Engine:
             self._sweep()
 
     def watch(self, watch: Watch) -> None:
+        """Wait for a condition."""
         if self.closed:
             raise closed_error()
-        self._watches.append(watch)
+        self.conditions.watch(watch)
         self.next_due_ns = min(self.next_due_ns, watch.deadline_ns)
-        if self.session is not None:
-            self._check_watches(self.session)
+        self._nudge()
 
     def reap(self, reap: Reap) -> None:
-        """Done at once when a submitted request has ended, or when none is open."""
+        """Wait for a submitted request to end; done at once when one has, or when none is open."""
         if self.finished or not self.submitted:
             reap.done = True
             return
-        self._reaps.append(reap)
+        self.conditions.reaps.append(reap)
         self.next_due_ns = min(self.next_due_ns, reap.deadline_ns)
 
     def forget(self, pending: Pending) -> None:
         """Its caller is gone."""
-        if isinstance(pending, Ticket):
-            self.cancel(pending)
-        elif isinstance(pending, Watch) and pending in self._watches:
-            self._watches.remove(pending)
-        elif isinstance(pending, Reap) and pending in self._reaps:
-            self._reaps.remove(pending)
+        self.cancel(pending) if isinstance(pending, Ticket) else self.conditions.forget(pending)
 
     def take_finished(self) -> list[Ticket]:
-        taken = []
-        while self.finished:
-            taken.append(self.finished.popleft())
-        return taken
+        return [self.finished.popleft() for _ in range(len(self.finished))]
 
     def wake_at_ns(self) -> int:
         """When `advance` (and `expire`, if it is the next deadline) is to be called although nothing came."""
@@ -239,7 +234,7 @@ class Engine:
         if session is None:
             if self._wanted():
                 return min(self.next_due_ns, self.link.wake_at_ns())
-        elif session.blocked_ns and (self.outbox or session.greeting is not None):
+        elif session.blocked_ns and self.outbox.wanted(session):
             return min(self.next_due_ns, session.blocked_ns + STALL_NS)
         return self.next_due_ns
 
@@ -263,7 +258,7 @@ class Engine:
         if self.session is not None:
             self._drop(self.session)
         self.waiting.clear()
-        self.outbox.clear()
+        self.outbox.empty()
         self.link.close()
 
     def abandon(self) -> object:
@@ -274,7 +269,7 @@ class Engine:
         context = self.link.abandon()
         if session is None:
             return context
-        session.nudge = _nothing
+        session.nudge = nobody
         session.socket.close()
         return session.lane, context
 
@@ -290,6 +285,7 @@ class Engine:
             session.nudge = self._returned
             self.session = session
             self.generation += 1
+            self.conditions.heard(session)
             log.info("attached epoch=%d slots=%d", session.epoch, session.slot_count)
             self.pump()
 
@@ -301,20 +297,19 @@ class Engine:
             self._nudge()
 
     def _wanted(self) -> bool:
-        return bool(self.waiting or self.outbox or self._watches)
+        return bool(self.waiting or self.outbox.tickets or self.conditions.watches)
 
     def _lose(self, session: Session) -> None:
         orphans = [t for t in (*session.flight.values(), *(a[0] for a in session.awaiting.values())) if not t.done]
-        while self.outbox:
-            orphans.append(self.outbox.popleft())
+        orphans += self.outbox.empty()
         orphans = sorted({t.request_id: t for t in orphans if not t.done}.values(), key=lambda t: t.request_id)
         log.warning("session_lost epoch=%d why=%r open=%d", session.epoch, session.lost, len(orphans))
         for ticket in orphans:
             ticket.sent_ns = 0
+            ticket.resent = True
             session.flight.pop(ticket.request_id, None)
             session.held.pop(ticket.request_id, None)
         session.awaiting.clear()
-        self._cancels.clear()
         self._drop(session)
         self.waiting.extendleft(reversed(orphans))
         self.link.why = f"the router is gone ({session.lost})"
@@ -324,18 +319,6 @@ class Engine:
         self.session = None
         self.generation += 1
         session.close()
-
-    def _hear(self, session: Session) -> None:
-        try:
-            while (message := session.hear()) is not None:
-                if isinstance(message, wire.Overflow):
-                    ticket = session.overflowed(message.id)
-                    if ticket is not None:
-                        self._finish_ticket(ticket)
-        except (PeerGone, FrameRefused, SegmentRefused) as error:
-            # What the lane still holds was answered in time: take it before the lane is closed.
-            self._drain(session)
-            session.lost = session.lost or str(error)
 
     def _place_waiting(self, session: Session) -> None:
         unready = []
@@ -361,94 +344,22 @@ class Engine:
                 self._notify(ticket)
         self.waiting.extendleft(reversed(unready))
 
-    def _check_watches(self, session: Session) -> None:
-        for watch in [w for w in self._watches if w.holds(session)]:
-            self._watches.remove(watch)
-            self._finish(watch)
-
-    def _flush(self, session: Session) -> None:
-        if session.greeting is not None:
-            if not self._send(session, session.greeting):
-                return
-            session.greeting = None
-        while self.outbox:
-            batch = self._next_batch(session)
-            for frame, tickets in session.submit_frames(batch) if batch else ():
-                if not self._send(session, frame):
-                    self.outbox.extendleft(t for t in reversed(batch) if not t.sent_ns)
-                    return
-                now_ns = monotonic_ns()
-                for ticket in tickets:
-                    ticket.sent_ns = now_ns
-                    session.flight[ticket.request_id] = ticket
-                    if ticket.deadline_ns < self.next_due_ns:
-                        self.next_due_ns = ticket.deadline_ns
-        while self._cancels:
-            if not self._send(session, session.cancel_frame(self._cancels[:REQUESTS_MAX])):
-                return
-            del self._cancels[:REQUESTS_MAX]
-
-    def _next_batch(self, session: Session) -> list[Ticket]:
-        batch: list[Ticket] = []
-        while self.outbox and len(batch) < REQUESTS_MAX:
-            ticket = self.outbox.popleft()
-            if ticket.session is not session:
-                if not ticket.done:
-                    self.waiting.appendleft(ticket)
-                    session.stirred = True
-            elif ticket.done:
-                session.give_back(ticket)
-            else:
-                batch.append(ticket)
-        return batch
-
-    def _send(self, session: Session, frame: bytes) -> bool:
-        if session.lane.send(frame):
-            session.blocked_ns = 0
-            return True
-        if not session.blocked_ns:
-            session.blocked_ns = monotonic_ns()
-        return False
-
-    def _drain(self, session: Session) -> None:
-        receive = session.lane.receive
-        try:
-            while (frame := receive()) is not None:
-                message = session.decode(frame)
-                if isinstance(message, wire.Replies):
-                    now_ns = monotonic_ns()
-                    for reply in message.replies:
-                        if reply.reason == Reason.STALE_EPOCH and reply.ending == Ending.INVALID:
-                            session.lost = "another router answered"
-                            continue
-                        ticket = session.replied(reply, now_ns)
-                        if ticket is not None:
-                            self._finish_ticket(ticket)
-                elif isinstance(message, wire.Release):
-                    for request_id in message.ids:
-                        session.released(request_id)
-                else:
-                    log.warning("frame_rejected reason=%d message=%r", message.reason, message.message)
-                    if message.reason == Reason.STALE_EPOCH:
-                        session.lost = "another router answered"
-        except FrameRefused as error:
-            session.lost = str(error)
-
-    def _finish(self, pending: Pending) -> None:
-        pending.done = True
-        self._notify(pending)
+    def _readmit(self, session: Session) -> None:
+        # Placed by a thread in a session that ended before it came to the outbox.
+        self.waiting.extendleft(reversed(self.outbox.strays))
+        self.outbox.strays.clear()
+        session.stirred = True
 
     def _finish_ticket(self, ticket: Ticket) -> None:
         ticket.inputs = None
         if ticket.submitted:
             self.submitted.pop(ticket.request_id, None)
             self.finished.append(ticket)
-            while self._reaps:
-                self._finish(self._reaps.pop())
+            self.conditions.reaped()
         self._notify(ticket)
 
     def _time_out(self, ticket: Ticket, now_ns: int) -> None:
-        error = self._overdue(ticket)
+        error = overdue(ticket, self.session, self.link.why)
         if ticket.options.fallback is not None:
             late = isinstance(error, DeadlineExceeded | NoFreeSlot)
             ticket.answer(own_answer(ticket, "timeout" if late else "unavailable", now_ns))
@@ -460,33 +371,7 @@ class Engine:
     def _recall(self, ticket: Ticket) -> None:
         session = self.session
         if session is not None and ticket.request_id in session.flight:
-            self._cancels.append(ticket.request_id)
-
-    def _overdue(self, ticket: Ticket) -> FarmError:
-        budget_ms = (ticket.deadline_ns - ticket.entered_ns) / 1e6
-        within = f"within {budget_ms:.6g} ms"
-        about = {"request_id": ticket.request_id, "model": ticket.model}
-        session = self.session
-        if session is None:
-            return _error(Unavailable, f"no farm took the request {within}: {self.link.why}", "unavailable", about)
-        if ticket.sent_ns:
-            return _error(DeadlineExceeded, f"{ticket.model} gave no answer {within}", "timeout", about)
-        if session.blocked_ns:
-            return _error(Unavailable, f"the router took no frame {within}", "unavailable", about)
-        if ticket.served is None or ticket.served.inputs is None:
-            return _error(Overloaded, f"no worker of {ticket.model} was ready {within}", "no_worker", about)
-        return _error(
-            NoFreeSlot,
-            f"all {session.slot_count} slots of this client were taken and none came back {within}: make the client "
-            "with more slots, or keep fewer requests in flight",
-            "no_free_slot",
-            about,
-        )
-
-    def _not_there(self, watch: Watch) -> FarmError:
-        if self.session is None:
-            return Unavailable(f"no farm answered in time: {self.link.why}", reason="unavailable", retryable=True)
-        return Unavailable(watch.lacking(self.session), reason="no_worker", retryable=True)
+            self.outbox.cancels.append(ticket.request_id)
 
     def _fail_all(self, error: FarmError) -> None:
         for ticket in list(self._open_tickets()):
@@ -495,19 +380,14 @@ class Engine:
                 self._recall(ticket)
                 self._finish_ticket(ticket)
         self._sweep()
-        for watch in self._watches:
-            watch.error = error
-            self._finish(watch)
-        self._watches.clear()
-        while self._reaps:
-            self._finish(self._reaps.pop())
+        self.conditions.fail(error)
 
     def _open_tickets(self) -> Iterator[Ticket]:
         session = self.session
         if session is not None:
             yield from session.flight.values()
             yield from [ticket for ticket, _, _ in session.awaiting.values()]
-        yield from list(self.outbox)
+        yield from list(self.outbox.tickets)
         yield from list(self.waiting)
 
     def _sweep(self) -> None:
@@ -515,15 +395,3 @@ class Engine:
             ticket = self.waiting.popleft()
             if not ticket.done:
                 self.waiting.append(ticket)
-
-
-def _error(kind: type[FarmError], message: str, reason: str, about: dict[str, object]) -> FarmError:
-    return kind(message, reason=reason, retryable=True, **about)  # type: ignore[arg-type]
-
-
-def closed_error() -> FarmError:
-    return Unavailable("this client is closed; make a new one", reason="closed")
-
-
-def _nothing() -> None:
-    pass

@@ -19,8 +19,8 @@ import numpy as np
 
 from farm.client.base import BaseClient
 from farm.client.catalog import Version
-from farm.client.engine import closed_error
 from farm.client.options import DEFAULTS, check_options, deadline_ns_of, refused
+from farm.client.refusals import closed_error
 from farm.client.reply import Reply
 from farm.client.tickets import Grant, Ticket
 from shm import tensors
@@ -166,7 +166,7 @@ class Lease(BaseLease):
 
     def __enter__(self) -> Self:
         try:
-            self._client._wait(self._ask())
+            self._client._turns.wait(self._ask())
             self._open()
         except BaseException:
             self._close()
@@ -189,7 +189,7 @@ class Lease(BaseLease):
     ) -> Reply:
         """As `Client.infer`, on what `inputs` hold now; the reply's arrays are read-only views. Once per lease."""
         ticket = self._ticket(deadline_ms, priority, key, trace, fallback)
-        self._client._wait(ticket)
+        self._client._turns.wait(ticket)
         return ticket.result()
 
 

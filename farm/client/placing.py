@@ -9,6 +9,7 @@ from farm.client.runs import LeasedRun
 from farm.client.session import Session
 from farm.client.tickets import Grant, Ticket
 from farm.errors import Unavailable
+from shm.endings import Reason
 
 PLACED: Final = 0
 NO_ROOM: Final = 1
@@ -27,6 +28,8 @@ def place(session: Session, ticket: Ticket) -> int:
     """
     if ticket.session is not None:
         return _move(session, ticket)
+    if ticket.resent:
+        raise _not_again(ticket, "and the answer was on its way")
     catalog = session.catalog
     served = catalog.found.get((ticket.model, ticket.version)) or catalog.find(ticket.model, ticket.version)
     ticket.served = served
@@ -83,14 +86,7 @@ def _move(session: Session, ticket: Ticket) -> int:
     if served.inputs is None:
         return NOT_READY
     if served.model.signature != before.model.signature:
-        raise Unavailable(
-            f"the router was replaced, and {before.name} version {before.version} now has another signature: "
-            "make the request anew",
-            reason="unavailable",
-            retryable=True,
-            request_id=ticket.request_id,
-            model=ticket.model,
-        )
+        raise _not_again(ticket, f"and {before.name} version {before.version} now has another signature")
     room_bytes = ticket.slot_count * old.slot_bytes
     slot_count = session.slots_of(ticket.payload_bytes, room_bytes)
     slot = session.acquire(slot_count)
@@ -108,3 +104,13 @@ def _move(session: Session, ticket: Ticket) -> int:
         # The block owns the run in the old arena; in the new one only the farm, and then the reply's views.
         ticket.run = LeasedRun(session, slot, slot_count)
     return PLACED
+
+
+def _not_again(ticket: Ticket, why: str) -> Unavailable:
+    return Unavailable(
+        f"the router was replaced, {why}: make the request anew",
+        reason=Reason.UNAVAILABLE.code,
+        retryable=True,
+        request_id=ticket.request_id,
+        model=ticket.model,
+    )

@@ -1,28 +1,11 @@
-"""The blocking client. Threads share it without a thread of its own: whoever waits does the work.
-
-Two locks. `_state` guards the engine and the ZeroMQ socket; nobody waits while holding it. `_leadership` belongs to the
-one thread that polls the session's descriptors. A thread that needs something from the engine and finds `_state` taken
-leaves a note (`_work`) instead of waiting; the holder looks for notes after it has let go (flat combining).
-
-A thread whose request is open leads if nobody else does: it polls, without `_state`, then advances the engine under
-it, which ends other threads' requests too and wakes them. All others follow: each sleeps on a lock of its own, under
-which it is registered in `_followers`. No wake-up is lost, because
-- a follower registers first and looks at `done` and at `_leadership` after; who ends a request sets `done` first and
-  looks for the follower after; a leader leaves first and looks for followers after;
-- whoever takes a follower out of the dict, and only he, wakes it, and everyone who leaves with nobody leading wakes
-  one: a follower woken to lead that has meanwhile been answered passes it on in the same way;
-- a request ended by another thread while its own thread polls rings the eventfd that is polled too.
-"""
+"""The blocking client: what a service calls. How its threads wait is in `leader`."""
 
 from __future__ import annotations
 
-import os
-import select
-import threading
 from collections.abc import Iterable, Mapping
 from time import monotonic_ns
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from farm.client.base import (
     GATHERED_MAX,
@@ -37,17 +20,13 @@ from farm.client.base import (
 from farm.client.catalog import Version
 from farm.client.endpoint import Endpoint
 from farm.client.engine import UNKNOWN_DEADLINE_NS
+from farm.client.leader import Turns
 from farm.client.lease import Lease, check_shapes
+from farm.client.refusals import no_free_slot
 from farm.client.reply import Reply
 from farm.client.tickets import FOREVER_NS, Pending, Reap, Ticket
-from farm.errors import FarmError, NoFreeSlot
+from farm.errors import FarmError
 from shm.client import Model
-
-CLOSE_S: Final = 1.0
-"""How long `close` waits for the thread that polls; longer only when it is called from a signal handler within it."""
-
-SELECT_FD_MAX: Final = 1024
-_MS: Final = 1_000_000
 
 
 class Client(BaseClient):
@@ -70,19 +49,7 @@ class Client(BaseClient):
         title: str | None = None,
     ) -> None:
         super().__init__(endpoint, lane, slot_count, slot_bytes, title)
-        self._start()
-
-    def _start(self) -> None:
-        self._state = threading.Lock()
-        self._leadership = threading.Lock()
-        self._followers: dict[Pending, threading.Lock] = {}
-        self._leading: Pending | None = None
-        self._polling = False
-        self._work = False
-        self._bell = -1
-        self._poller = select.poll()
-        self._polled: tuple[int, ...] = ()
-        self._polled_as: tuple[int, int] = (-1, -1)
+        self._turns = Turns(self._engine)
 
     # requests
 
@@ -109,7 +76,7 @@ class Client(BaseClient):
         """
         ticket = self._ticket(model, inputs, deadline_ms, priority, version, key, trace, fallback)
         self._engine.open(ticket)
-        self._wait(ticket)
+        self._turns.wait(ticket)
         return ticket.result()
 
     def infer_many(
@@ -142,10 +109,10 @@ class Client(BaseClient):
                 ticket.fail(error)
         try:
             for ticket in tickets:
-                self._wait(ticket)
+                self._turns.wait(ticket)
         except BaseException:
             for ticket in tickets:
-                self._forget(ticket)
+                self._turns.forget(ticket)
             raise
         return [ticket.outcome() for ticket in tickets]
 
@@ -174,33 +141,33 @@ class Client(BaseClient):
         ticket.submitted = True
         engine = self._engine
         if not engine.open_now(ticket):
-            self._push()
+            self._turns.push()
             if not engine.open_now(ticket):
                 raise no_free_slot(ticket, self._settings.slot_count)
-        if flush or len(engine.outbox) >= GATHERED_MAX:
-            self._push()
+        if flush or len(engine.outbox.tickets) >= GATHERED_MAX:
+            self._turns.push()
         return ticket
 
     def flush(self) -> None:
         """Send what `submit(flush=False)` has gathered."""
-        self._push()
+        self._turns.push()
 
     def completions(self, timeout: float | None = None) -> list[Ticket]:
         """Tickets of `submit` that have ended since the last call; their `result()` says how.
 
         timeout: seconds to wait for the first; None: until one has ended or none is open.
         """
-        self._push()
+        self._turns.push()
         engine = self._engine
         if not engine.finished and engine.submitted and timeout != 0:
             reap = Reap(FOREVER_NS if timeout is None else after(timeout))
-            with self._state:
+            with self._turns.state:
                 engine.reap(reap)
-            self._wait(reap)
+            self._turns.wait(reap)
         elif engine.next_due_ns <= monotonic_ns():
-            with self._state:
+            with self._turns.state:
                 engine.expire(monotonic_ns())
-            self._push()
+            self._turns.push()
         return engine.take_finished()
 
     def lease(self, model: str, shapes: Mapping[str, tuple[Any, Any]], *, version: Version = None) -> Lease:
@@ -222,9 +189,9 @@ class Client(BaseClient):
             Unavailable: the time is up; the message names what is not ready.
         """
         watch = all_ready(timeout)
-        with self._state:
+        with self._turns.state:
             self._engine.watch(watch)
-        self._wait(watch)
+        self._turns.wait(watch)
         if watch.error is not None:
             raise watch.error
 
@@ -235,9 +202,9 @@ class Client(BaseClient):
             Unavailable: no farm answers.
         """
         watch = attached(UNKNOWN_DEADLINE_NS / 1e9)
-        with self._state:
+        with self._turns.state:
             self._engine.watch(watch)
-        self._wait(watch)
+        self._turns.wait(watch)
         if watch.error is not None:
             raise watch.error
         return models_of(self._engine.session)
@@ -247,19 +214,7 @@ class Client(BaseClient):
         engine = self._engine
         if engine.closed:
             return
-        with self._state:
-            engine.shut()
-        self._ring()
-        led = self._leadership.acquire(timeout=CLOSE_S)
-        try:
-            with self._state:
-                engine.dispose()
-            if self._bell >= 0:
-                os.close(self._bell)
-                self._bell = -1
-        finally:
-            if led:
-                self._leadership.release()
+        self._turns.close()
 
     def __enter__(self) -> Self:
         return self
@@ -269,153 +224,14 @@ class Client(BaseClient):
     ) -> None:
         self.close()
 
-    # waiting
-
-    def _push(self) -> None:
-        """Let the engine send and receive: here, or by the thread that is at it already."""
-        self._work = True
-        while self._work and self._state.acquire(False):
-            try:
-                self._work = False
-                self._engine.pump()
-            finally:
-                self._state.release()
-
-    def _wait(self, pending: Pending) -> None:
-        """Until it is done, which its deadline sees to at the latest."""
-        try:
-            while not pending.done:
-                if self._leadership.acquire(False):
-                    try:
-                        self._lead(pending)
-                    finally:
-                        self._leadership.release()
-                else:
-                    self._follow(pending)
-        except BaseException:
-            self._forget(pending)
-            raise
-        finally:
-            if self._followers and not self._leadership.locked():
-                self._promote()
-
-    def _lead(self, pending: Pending) -> None:
-        engine = self._engine
-        hear = False
-        while True:
-            with self._state:
-                self._polling = False
-                self._work = False
-                engine.advance(hear=hear)
-                if pending.done:
-                    self._leading = None
-                    break
-                now_ns = monotonic_ns()
-                if now_ns >= min(pending.deadline_ns, engine.next_due_ns):
-                    engine.expire(now_ns)
-                    self._work = True  # what was cancelled is to be told
-                    hear = False
-                    continue
-                wait_ns = min(pending.deadline_ns, engine.wake_at_ns()) - now_ns
-                if self._polled_as != engine.watched() or self._bell < 0:
-                    self._watch_descriptors()
-                self._leading = pending
-                self._polling = True
-            if self._work:
-                hear = False
-                continue
-            hear = self._poll(wait_ns)
-        if self._work:
-            self._push()
-
-    def _follow(self, pending: Pending) -> None:
-        self._push()
-        waiter = threading.Lock()
-        waiter.acquire()
-        self._followers[pending] = waiter
-        # Looked at only now that the waiter can be found: see the head of this module.
-        if pending.done or not self._leadership.locked():
-            self._followers.pop(pending, None)
-            return
-        left_ns = pending.deadline_ns - monotonic_ns()
-        waiter.acquire(timeout=min(max(left_ns / 1e9, 0.0), threading.TIMEOUT_MAX))
-        self._followers.pop(pending, None)
-        if not pending.done and monotonic_ns() >= pending.deadline_ns:
-            with self._state:
-                # A reply that is in the socket by now counts.
-                self._engine.pump()
-                self._engine.expire(monotonic_ns())
-            self._push()
-
-    def _promote(self) -> None:
-        try:
-            _, waiter = self._followers.popitem()
-        except KeyError:
-            return
-        waiter.release()
-
     def _notify(self, pending: Pending) -> None:
-        waiter = self._followers.pop(pending, None)
-        if waiter is not None:
-            waiter.release()
-        elif self._polling and pending is self._leading:
-            self._ring()
+        self._turns.notify(pending)
 
     def _nudge(self) -> None:
-        # May come without the lock: whoever is about to poll looks at the note after it has said that it polls.
-        self._work = True
-        if self._polling:
-            self._ring()
-
-    def _ring(self) -> None:
-        bell = self._bell
-        if bell >= 0:
-            try:
-                os.eventfd_write(bell, 1)
-            except BlockingIOError:
-                pass
-
-    def _forget(self, pending: Pending) -> None:
-        if not pending.done:
-            with self._state:
-                self._engine.forget(pending)
-            self._push()
-
-    def _watch_descriptors(self) -> None:
-        if self._bell < 0:
-            self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        lane, attach = self._engine.descriptors()
-        self._poller = select.poll()
-        self._polled = tuple(fd for fd in (lane, attach, self._bell) if fd >= 0)
-        for fd in self._polled:
-            self._poller.register(fd, select.POLLIN)
-        self._polled_as = self._engine.watched()
-
-    def _poll(self, wait_ns: int) -> bool:
-        """Sleep until something came or the time is up. True when the attach socket has something."""
-        if wait_ns >= _MS or max(self._polled) >= SELECT_FD_MAX:
-            ready = [fd for fd, _ in self._poller.poll(min(max(wait_ns / _MS, 0.0), 1e6))]
-        else:
-            # poll() counts whole milliseconds: the last one would end up to 1 ms late.
-            ready = select.select(self._polled, (), (), max(0.0, wait_ns / 1e9))[0]
-        if self._bell in ready:
-            os.eventfd_read(self._bell)
-        return len(ready) > 0 and any(fd not in (self._bell, self._polled[0]) for fd in ready)
+        self._turns.nudge()
 
     def _after_fork(self) -> object:
-        bell = self._bell
         kept = super()._after_fork()
-        if bell >= 0:
-            os.close(bell)
-        self._start()
+        self._turns.abandon()
+        self._turns = Turns(self._engine)
         return kept
-
-
-def no_free_slot(ticket: Ticket, slot_count: int) -> NoFreeSlot:
-    return NoFreeSlot(
-        f"all {slot_count} slots of this client are in flight: take completions first, or make the client with more",
-        reason="no_free_slot",
-        retryable=True,
-        request_id=ticket.request_id,
-        model=ticket.model,
-    )

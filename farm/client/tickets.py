@@ -49,6 +49,8 @@ class Ticket(Pending):
     described: tuple[Tensor, ...] | None = None
     payload_bytes: int = 0
     run: LeasedRun | None = None
+    resent: bool = False
+    """It outlived a session: its inputs are in that one's arena, if anywhere."""
     leased: bool = False
     """Outputs are wanted as views."""
     sent_ns: int = 0
@@ -122,6 +124,8 @@ class Grant(Ticket):
 
 class Watch(Pending):
     """A condition on the session, such as all models being ready."""
+
+    heard: bool = False
 
     def __init__(self, holds: Callable[[Session], bool], deadline_ns: int, lacking: Callable[[Session], str]) -> None:
         self.holds = holds
