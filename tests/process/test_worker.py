@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -248,6 +249,29 @@ def test_run_is_terminated_by_number_and_by_the_routers_end(start, tmp_path):
     finally:
         router.close()
         seqpacket.close_all(fds)
+
+
+@pytest.mark.slow
+def test_slow_router_loses_no_done(start, tmp_path):
+    worker = start(models.mlp(tmp_path / "m.onnx"), max_batch=1)
+    router, arena = worker.router(), Arena(1)
+    try:
+        router.hear()
+        member = arena.write(0, np.ones((1, 64), np.float32))
+        router.tell(Run(0, FAR_NS, [member], [arena.opened]), arena.fds)
+        sent = 1
+        poller = select.poll()
+        poller.register(router.run, select.POLLOUT)
+        # Both buffers are full once ours stays so: the worker waits for room for a Done.
+        while poller.poll(200):
+            if seqpacket.send(router.run, run_codec.encode(Run(sent, FAR_NS, [member]))):
+                sent += 1
+        assert [router.hear().run for _ in range(sent)] == list(range(sent))
+        router.tell(Stop())
+        assert worker.exit_code() == 0
+    finally:
+        router.close()
+        arena.close()
 
 
 @pytest.mark.slow

@@ -55,6 +55,23 @@ def test_model_that_cannot_be_served_is_refused_with_the_reason(tmp_path, make, 
     assert "m.onnx" in str(refused.value)
 
 
+def test_threads_are_as_many_as_configured(tmp_path):
+    path = str(models.mlp(tmp_path / "m.onnx"))
+    before = len(os.listdir("/proc/self/task"))
+    one = load(path, SessionConfig())
+    assert len(os.listdir("/proc/self/task")) == before
+    three = load(path, SessionConfig(intra_op_threads=3))
+    assert len(os.listdir("/proc/self/task")) == before + 2
+    six = load(path, SessionConfig(intra_op_threads=3, inter_op_threads=2))
+    assert len(os.listdir("/proc/self/task")) > before + 4
+    del one, three, six
+
+
+@pytest.mark.parametrize("level", ["off", "basic", "extended", "all"])
+def test_every_optimization_level_loads(tmp_path, level):
+    load(str(models.mlp(tmp_path / "m.onnx")), SessionConfig(optimization=level, spinning=True))
+
+
 def test_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(LoadRefused, match=r"nowhere\.onnx.*NO_SUCHFILE"):
         loaded(tmp_path / "nowhere.onnx")
