@@ -26,6 +26,7 @@ ATTACH_WITHIN_S = 2.0
 """A connection that has not asked by then is closed: it only costs a descriptor."""
 
 MIB = 1024 * 1024
+DIRECT = "direct"
 
 
 @dataclass(slots=True)
@@ -62,6 +63,7 @@ class Client:
     uid: int
     pidfd: int | None
     title: str = ""
+    lane: str = ""
     arena: Arena | None = None
     granted: bool = False
     over: bool = False
@@ -72,15 +74,15 @@ class Client:
 
 
 class Door:
-    """Listens at `path`. Calls `on_attached(client)` and `on_lost(client)`, the latter once for each of the former."""
+    """Listens at `path`. Calls `on_attached(client, token)` and `on_lost(client)`, the latter once for each of the
+    former, and `on_frame(session, frame)` for what a client of the direct lane sends."""
 
     def __init__(
         self,
         *,
         path: str,
         mode: int,
-        lane_name: str,
-        lane_path: str,
+        lanes: dict[str, str],
         epoch: int,
         config: RouterConfig,
         counters: Counters,
@@ -89,12 +91,14 @@ class Door:
         catalog: Callable[[], Iterable[Model]],
         on_attached: Callable[[Client, bytes], None],
         on_lost: Callable[[Client], None],
+        on_frame: Callable[[int, bytes], None],
     ) -> None:
+        """`lanes`: name to path of each lane on offer, the one that `auto` means first."""
         self.path = path
         self.clients: dict[int, Client] = {}
         self.arena_bytes = 0
-        self._lane_name = lane_name
-        self._lane_path = lane_path
+        self._lanes = lanes
+        self._on_frame = on_frame
         self._epoch = epoch
         self._config = config
         self._counters = counters
@@ -144,8 +148,11 @@ class Door:
             return
         if got is None:
             return
-        if client.reserved_bytes or client.granted:
-            # Nothing else is ever sent this way.
+        if client.granted and client.lane == DIRECT:
+            self._on_frame(client.number, got[0])
+            return
+        if client.reserved_bytes:
+            # A client of another lane sends nothing more this way, and nobody before the door has answered.
             self._counters.frames_rejected += 1
             self.end(client)
             return
@@ -158,11 +165,15 @@ class Door:
     def _grant(self, client: Client, attach: Attach) -> None:
         config = self._config
         client.title = attach.title
+        client.lane = next(iter(self._lanes)) if attach.lane == "auto" else attach.lane
         payload_bytes = attach.slot_count * attach.slot_bytes
         if attach.protocol != PROTOCOL_VERSION:
             message = (
                 f"this farm speaks protocol {PROTOCOL_VERSION}, the client {attach.protocol}; install the same version"
             )
+            self._refuse(client, Reason.PROTOCOL, message)
+        elif client.lane not in self._lanes:
+            message = f"there is no lane {attach.lane!r}; this farm has {', '.join(self._lanes)}"
             self._refuse(client, Reason.PROTOCOL, message)
         elif attach.slot_bytes % 64:
             self._refuse(client, Reason.FRAME, f"slots of {attach.slot_bytes} bytes are no multiple of 64")
@@ -230,8 +241,8 @@ class Door:
             token,
             arena.slot_count,
             arena.slot_bytes,
-            self._lane_name,
-            self._lane_path,
+            client.lane,
+            self._lanes[client.lane],
             len(models),
         )
         client.granted = True

@@ -24,10 +24,13 @@ import uvloop
 from router import events as ev
 from router.config import RouterConfig
 from router.crew import Crew
-from router.door import Arena, Client, Door
+from router.door import DIRECT, Arena, Client, Door
+from router.lanes import Lane
+from router.lanes.direct import DirectLane
 from router.lanes.zeromq import ZeroMqLane
+from router.leash import FromSupervisor, Leash
 from router.machine import RouterMachine
-from router.rules import RuleBook, RuleRefused
+from router.ruling import Ruling
 from router.status import status_facts
 from router.timer import Timer
 from shm import paths, seqpacket
@@ -44,7 +47,6 @@ from shm.client import (
     request_codec,
 )
 from shm.control import (
-    Beat,
     Drained,
     DrainStarted,
     InspectAsked,
@@ -55,17 +57,15 @@ from shm.control import (
     WorkerBecameReady,
     WorkerRetired,
     WorkerSpawned,
-    from_router_codec,
     to_router_codec,
 )
-from shm.endings import Ending, Reason
+from shm.endings import Reason
 from shm.errors import FrameRefused, PeerGone
 from shm.limits import FRAME_BYTES_MAX, MESSAGE_CHARS_MAX
 from shm.worker import Inspected, Ready
 
 log = logging.getLogger("shmfarm.router")
 
-BEAT_S = 0.25
 CONFIGURED_WITHIN_S = 10.0
 TURN_FRAMES = 256
 """Frames taken in one turn; with lists of requests in them a turn stays near its millisecond."""
@@ -78,13 +78,11 @@ class RouterService:
         config = msgspec.json.decode(told.config, type=RouterConfig)
         self._config = config
         self._epoch = told.epoch
-        self._leash = leash
         self._loop = loop
         self.stopped = asyncio.Event()
         self._machine = RouterMachine(config)
         self._counters = self._machine.counters
-        self._rules: list[RuleBook | None] = [RuleBook(m.rules) if m.rules else None for m in config.models]
-        self._rule_rows = [0] * len(config.models)
+        self._ruling = Ruling(config.models, self._arena_of)
         self._timer = Timer()
         self._arenas: dict[int, tuple[Client, Arena]] = {}
         self._turns = 0
@@ -92,10 +90,13 @@ class RouterService:
         self._allowed_gid = grp.getgrnam(config.service_group).gr_gid if config.service_group else None
         # Connecting to a Unix socket takes the right to write to it.
         mode = 0o660 if self._allowed_gid is not None else 0o600
-        self._lane = ZeroMqLane(
+        self._zeromq = ZeroMqLane(
             paths.lane_path(told.runtime_dir, told.epoch), mode, told.epoch, loop, self._counters, self._is_allowed
         )
-        self._lane.on_readable = self._on_lane_readable
+        self._zeromq.on_readable = self._on_zeromq_readable
+        self._direct = DirectLane(loop)
+        self._lanes: dict[int, Lane] = {}
+        self._arrived: list[ev.Event] = []
         self._crew = Crew(
             loop=loop,
             arena_of=self._arena_of,
@@ -108,8 +109,7 @@ class RouterService:
         self._door = Door(
             path=paths.attach_path(told.runtime_dir),
             mode=mode,
-            lane_name=self._lane.name,
-            lane_path=self._lane.path,
+            lanes={self._direct.name: "", self._zeromq.name: self._zeromq.path},
             epoch=told.epoch,
             config=config,
             counters=self._counters,
@@ -118,14 +118,14 @@ class RouterService:
             catalog=lambda: [self._model_frame(index) for index in range(len(config.models))],
             on_attached=self._on_attached,
             on_lost=self._on_client_lost,
+            on_frame=self._on_direct_frame,
         )
         if self._allowed_gid is not None:
-            for path in (self._lane.path, self._door.path):
+            for path in (self._zeromq.path, self._door.path):
                 os.chown(path, -1, self._allowed_gid)
         loop.add_reader(self._timer.fd, self._on_timer)
-        loop.add_reader(leash.fileno(), self._on_leash_readable)
-        self._tell(RouterListening(told.epoch))
-        self._beat()
+        self._leash = Leash(leash, loop, lambda: self._turns, self._on_supervisor, self.stopped.set)
+        self._leash.tell(RouterListening(told.epoch))
 
     def _is_allowed(self, uid: int, gid: int) -> bool:
         """The farm's own user, root, and the configured group (by primary group; the directory's mode has let in
@@ -145,7 +145,7 @@ class RouterService:
         if actions:
             self._perform(actions, fds)
         self._timer.arm(machine.next_due_ns())
-        self._lane.look_again()
+        self._zeromq.look_again()
 
     def _perform(self, actions: list[ev.Action], fds: list[int] | None = None) -> None:
         """Do what the machine says, runs first: a worker must not wait for replies to be encoded."""
@@ -160,7 +160,9 @@ class RouterService:
                 case ev.SendReplies(session, replies):
                     self._send_replies(session, replies + by_rule.pop(session, []))
                 case ev.AnswerByRule():
-                    by_rule.setdefault(action.session, []).append(self._answer_by_rule(action))
+                    reply = self._ruling.answer(action)
+                    self._machine.rule_ended(reply.ending)
+                    by_rule.setdefault(action.session, []).append(reply)
                 case ev.SendRelease(session, ids):
                     self._send(session, reply_codec.encode(Release(ids)))
                 case ev.SendRejected(session, reason, message):
@@ -180,11 +182,11 @@ class RouterService:
                 case ev.PublishModel(model):
                     self._door.publish(self._model_frame(model))
                 case ev.TellDrained(refused):
-                    self._tell(Drained(refused))
+                    self._leash.tell(Drained(refused))
         if by_rule:
             for session, replies in by_rule.items():
                 self._send_replies(session, replies)
-            self._rule_rows = [0] * len(self._rule_rows)
+            self._ruling.start_turn()
 
     def _on_timer(self) -> None:
         self._timer.fired()
@@ -195,11 +197,16 @@ class RouterService:
     def _on_attached(self, client: Client, token: bytes) -> None:
         assert client.arena is not None
         self._arenas[client.number] = (client, client.arena)
-        self._lane.admit(client.number, token)
+        if client.lane == DIRECT:
+            self._direct.admit(client.number, client.sock)
+            self._lanes[client.number] = self._direct
+        else:
+            self._zeromq.admit(client.number, token)
+            self._lanes[client.number] = self._zeromq
         self._turn([ev.ClientAttached(client.number, client.arena.slot_count, client.arena.slot_bytes)])
 
     def _on_client_lost(self, client: Client) -> None:
-        self._lane.end(client.number)
+        self._lanes.pop(client.number).end(client.number)
         self._turn([ev.ClientLost(client.number)])
 
     def _close_arena(self, session: int) -> None:
@@ -215,28 +222,43 @@ class RouterService:
             log.warning("client_cut session=%d pid=%d why=%r", session, client.pid, why)
             self._door.end(client)
 
-    def _on_lane_readable(self) -> None:
-        frames = self._lane.receive(TURN_FRAMES)
+    def _on_zeromq_readable(self) -> None:
+        frames = self._zeromq.receive(TURN_FRAMES)
         if not frames:
             return
-        self._counters.frames_in += len(frames)
         events: list[ev.Event] = []
         for session, frame in frames:
-            try:
-                message = request_codec.decode(frame)
-            except FrameRefused as refused:
-                self._reject(session, Reason.FRAME, str(refused))
-                continue
-            if type(message) is Submit:
-                if message.epoch == self._epoch:
-                    events.append(ev.RequestsArrived(session, message.requests))
-                else:
-                    self._reject(session, Reason.STALE_EPOCH, f"this is epoch {self._epoch}, not {message.epoch}")
-            elif type(message) is Cancel:
-                events.append(ev.RequestsCancelled(session, message.ids))
-            elif type(message) is Hello:
-                self._reject(session, Reason.FRAME, "a session says Hello once")
+            self._read(session, frame, events)
         self._turn(events)
+
+    def _on_direct_frame(self, session: int, frame: bytes) -> None:
+        """Frames of one pass of the loop make one turn: what came together runs together."""
+        if not self._arrived:
+            self._loop.call_soon(self._turn_of_arrived)
+        self._read(session, frame, self._arrived)
+
+    def _turn_of_arrived(self) -> None:
+        events, self._arrived = self._arrived, []
+        if events:
+            self._turn(events)
+
+    def _read(self, session: int, frame: bytes, events: list[ev.Event]) -> None:
+        """One frame of a client, as an event or as a fault of that client alone."""
+        self._counters.frames_in += 1
+        try:
+            message = request_codec.decode(frame)
+        except FrameRefused as refused:
+            self._reject(session, Reason.FRAME, str(refused))
+            return
+        if type(message) is Submit:
+            if message.epoch == self._epoch:
+                events.append(ev.RequestsArrived(session, message.requests))
+            else:
+                self._reject(session, Reason.STALE_EPOCH, f"this is epoch {self._epoch}, not {message.epoch}")
+        elif type(message) is Cancel:
+            events.append(ev.RequestsCancelled(session, message.ids))
+        elif type(message) is Hello:
+            self._reject(session, Reason.FRAME, "a session says Hello once, and only on the ZeroMQ lane")
 
     def _reject(self, session: int, reason: int, message: str) -> None:
         self._counters.frames_rejected += 1
@@ -261,42 +283,13 @@ class RouterService:
         self._send(session, frame)
 
     def _send(self, session: int, frame: bytes) -> None:
-        if session not in self._door.clients:
+        lane = self._lanes.get(session)
+        if lane is None:
             return
         self._counters.frames_out += 1
-        if not self._lane.send(session, frame):
+        if not lane.send(session, frame):
             # No reply is dropped while a session lives; so this one does not.
             self._cut(session, "a reply could not be queued: it does not read")
-
-    def _answer_by_rule(self, action: ev.AnswerByRule) -> Reply:
-        """Complete the reply with a rule's outputs; where none can be had it stays the refusal that it is."""
-        reply, request = action.reply, action.request
-        book = self._rules[action.model]
-        arena = self._arena_of(action.session)
-        assert book is not None
-        changes: dict[str, object]
-        rows = request.rows or 1
-        self._rule_rows[action.model] += rows
-        try:
-            if arena is None:
-                raise RuleRefused("the client is gone")
-            if self._rule_rows[action.model] > book.rows_max:
-                changes = {"ending": Ending.SHED, "reason": Reason.RULES_BUSY, "retry_after_ms": 1}
-            else:
-                payload = arena.read(request.slot, book.payload_bytes(request))
-                outputs, inline, rule, decision = book.answer(request, payload)
-                changes = {
-                    "ending": Ending.RULES,
-                    "outputs": outputs,
-                    "inline": inline,
-                    "rule": rule,
-                    "decision": decision,
-                }
-        except RuleRefused as refused:
-            changes = {"reason": Reason.RULE_ERROR, "message": str(refused)[:MESSAGE_CHARS_MAX]}
-        done = msgspec.structs.replace(reply, **changes)
-        self._machine.rule_ended(done.ending)
-        return done
 
     # Workers
 
@@ -305,17 +298,9 @@ class RouterService:
 
     def _on_worker_ready(self, worker: int, ready: Ready) -> None:
         link = self._crew.links[worker]
-        book = self._rules[link.model]
-        if book is not None:
-            try:
-                book.bind(ready.signature)
-            except RuleRefused as refused:
-                # The model serves without them; requests that run out of time end by name, and status says why.
-                log.error("rules_refused model=%s error=%r", self._config.models[link.model].name, str(refused))
-                self._rules[link.model] = None
-                self._machine.models[link.model].has_rules = False
+        self._machine.models[link.model].has_rules = self._ruling.bind(link.model, ready.signature)
         self._turn([ev.WorkerReady(worker, ready.signature, ready.costs)])
-        self._tell(WorkerBecameReady(worker))
+        self._leash.tell(WorkerBecameReady(worker))
 
     def _model_frame(self, index: int) -> Model:
         model = self._machine.models[index]
@@ -332,60 +317,34 @@ class RouterService:
 
     # Supervisor
 
-    def _on_leash_readable(self) -> None:
-        try:
-            got = seqpacket.receive(self._leash, 3)
-        except PeerGone:
-            log.error("supervisor_gone")
-            self.stopped.set()
-            return
-        if got is None:
-            return
-        frame, fds = got
-        match to_router_codec.decode(frame):
+    def _on_supervisor(self, message: FromSupervisor, fds: list[int]) -> None:
+        match message:
             case WorkerSpawned(worker, pid, model, cpus):
-                self._machine_worker_born(worker, pid, model, cpus, fds)
+                self._crew.add(worker, pid, model, cpus, fds)
+                self._turn([ev.WorkerBorn(worker, model)])
             case WorkerRetired(worker):
                 self._turn([ev.WorkerRetired(worker)])
             case DrainStarted(timeout_ms):
                 self._turn([ev.DrainStarted(timeout_ms * 1_000_000)])
             case StatusAsked(number):
                 facts = status_facts(self._epoch, self._turns, self._machine, self._door, self._crew)
-                self._tell(Told(number, facts))
+                self._leash.tell(Told(number, facts))
             case InspectAsked(number, worker):
                 self._inspecting[number] = worker
                 if not self._crew.inspect(worker, number):
                     self._on_inspected(Inspected(number, "{}"))
-            case _:
-                seqpacket.close_all(fds)
-
-    def _machine_worker_born(self, worker: int, pid: int, model: int, cpus: tuple[int, ...], fds: list[int]) -> None:
-        self._crew.add(worker, pid, model, cpus, fds)
-        self._turn([ev.WorkerBorn(worker, model)])
 
     def _on_inspected(self, inspected: Inspected) -> None:
         if self._inspecting.pop(inspected.number, None) is not None:
-            self._tell(Told(inspected.number, inspected.facts))
-
-    def _tell(self, message: RouterListening | Beat | WorkerBecameReady | Drained | Told) -> None:
-        try:
-            if not seqpacket.send(self._leash, from_router_codec.encode(message)):
-                log.warning("supervisor_slow message=%s", type(message).__name__)
-        except PeerGone:
-            self.stopped.set()
-
-    def _beat(self) -> None:
-        self._tell(Beat(self._turns))
-        self._beating = self._loop.call_later(BEAT_S, self._beat)
+            self._leash.tell(Told(inspected.number, inspected.facts))
 
     def close(self) -> None:
-        self._beating.cancel()
-        self._loop.remove_reader(self._leash.fileno())
+        self._leash.close()
         self._loop.remove_reader(self._timer.fd)
-        self._lane.on_readable = lambda: None
+        self._zeromq.on_readable = lambda: None
         self._door.close()
         self._crew.close()
-        self._lane.close()
+        self._zeromq.close()
         self._timer.close()
 
 

@@ -24,6 +24,7 @@ from shm.client import (
     AttachRefused,
     Hello,
     Model,
+    Overflow,
     Rejected,
     Release,
     Replies,
@@ -45,11 +46,13 @@ from shm.control import (
     from_router_codec,
     to_router_codec,
 )
+from shm.frames import Codec
 from shm.layout import Signature, TensorSpec
 from shm.limits import PROTOCOL_VERSION
 from shm.worker import Done, Ready, Run, RunCost, done_codec, run_codec, watch_codec
 
 LIMIT_S = 10.0
+either_codec: Codec[Any] = Codec(Attached | AttachRefused | Model | Overflow | Replies | Release | Rejected)
 EPOCH = 7
 SIGNATURE = Signature((TensorSpec("x", 1, ("N", 4)),), (TensorSpec("y", 1, ("N", 2)),), True)
 
@@ -126,16 +129,22 @@ class RawClient:
     """One session, frame by frame."""
 
     def __init__(
-        self, runtime_dir: str, slot_count: int = 8, slot_bytes: int = 4096, protocol: int | None = None
+        self,
+        runtime_dir: str,
+        slot_count: int = 8,
+        slot_bytes: int = 4096,
+        protocol: int = PROTOCOL_VERSION,
+        lane: str = "zeromq",
     ) -> None:
         self.sock = seqpacket.connect(paths.attach_path(runtime_dir))
-        attach = Attach(PROTOCOL_VERSION if protocol is None else protocol, slot_count, slot_bytes, "zeromq", "test")
+        attach = Attach(protocol, slot_count, slot_bytes, lane, "test")
         assert seqpacket.send(self.sock, attach_codec.encode(attach))
         got = seqpacket.receive_within(self.sock, LIMIT_S, 2)
         assert got is not None
         self.models: dict[int, Model] = {}
         self.refused: AttachRefused | None = None
         self.dealer: zmq.Socket[bytes] | None = None
+        self.overflows: dict[int, tuple[Overflow, int]] = {}
         self.replies: dict[int, Reply] = {}
         self.released: list[int] = []
         self.rejected: list[Rejected] = []
@@ -153,30 +162,41 @@ class RawClient:
         self.outputs: mmap.mmap = segment.map_memory(self.out_fd, size, writable=False)
         for _ in range(welcome.model_count):
             self.take_welcome()
+        assert welcome.lane == lane
+        if lane == "direct":
+            return
         self.context = zmq.Context()
         self.dealer = self.context.socket(zmq.DEALER)
         self.dealer.linger = 0
         self.dealer.connect(f"ipc://{welcome.lane_path}")
         self.send(Hello(welcome.token, welcome.epoch))
 
-    def take_welcome(self, limit_s: float = LIMIT_S) -> Any:
+    def take_welcome(self, limit_s: float = LIMIT_S) -> bool:
+        """Take one frame from the attach socket, whatever it is; False when none came."""
         got = seqpacket.receive_within(self.sock, limit_s, 1)
-        assert got is not None
-        message = welcome_codec.decode(got[0])
+        if got is None:
+            return False
+        message = either_codec.decode(got[0])
         if isinstance(message, Model):
             self.models[message.index] = message
-        return message, got[1]
+        elif isinstance(message, Overflow):
+            self.overflows[message.id] = (message, got[1][0])
+        else:
+            self.take(message)
+        return True
 
     def wait_ready(self) -> None:
         while not all(model.ready for model in self.models.values()):
-            self.take_welcome()
+            assert self.take_welcome()
 
     def send(self, message: Any) -> None:
         self.send_frame(request_codec.encode(message))
 
     def send_frame(self, frame: bytes) -> None:
-        assert self.dealer is not None
-        self.dealer.send(frame)
+        if self.dealer is None:
+            assert seqpacket.send(self.sock, frame)
+        else:
+            self.dealer.send(frame)
 
     def submit(self, *requests: Request, epoch: int = EPOCH) -> None:
         self.send(Submit(epoch, list(requests)))
@@ -187,10 +207,14 @@ class RawClient:
 
     def pump(self, limit_s: float) -> bool:
         """Take one frame, within a limit."""
-        assert self.dealer is not None
+        if self.dealer is None:
+            return self.take_welcome(limit_s)
         if not self.dealer.poll(limit_s * 1000):
             return False
-        message = reply_codec.decode(self.dealer.recv())
+        self.take(reply_codec.decode(self.dealer.recv()))
+        return True
+
+    def take(self, message: Any) -> None:
         if isinstance(message, Replies):
             for reply in message.replies:
                 assert reply.id not in self.replies, "a request was answered twice"
@@ -198,8 +222,8 @@ class RawClient:
         elif isinstance(message, Release):
             self.released += message.ids
         else:
+            assert isinstance(message, Rejected)
             self.rejected.append(message)
-        return True
 
     def reply(self, number: int, limit_s: float = LIMIT_S) -> Reply:
         end = time.monotonic() + limit_s
@@ -211,9 +235,10 @@ class RawClient:
         self.sock.close()
         if self.refused is not None:
             return
-        assert self.dealer is not None
-        self.dealer.close()
-        self.context.term()
+        if self.dealer is not None:
+            self.dealer.close()
+            self.context.term()
+        seqpacket.close_all([fd for _, fd in self.overflows.values()])
         self.inputs.close()
         self.outputs.close()
         seqpacket.close_all([self.in_fd, self.out_fd])
@@ -222,7 +247,8 @@ class RawClient:
 class RouterHarness:
     """Starts the router; `close` ends everything that was made through it."""
 
-    def __init__(self, runtime_dir: Path, *models: ModelConfig, **options: Any) -> None:
+    def __init__(self, runtime_dir: Path, *models: ModelConfig, lane: str = "zeromq", **options: Any) -> None:
+        self.lane = lane
         self.runtime_dir = str(runtime_dir)
         (runtime_dir / paths.SERVICE_DIR).mkdir(mode=0o700, exist_ok=True)
         config = RouterConfig(models=list(models) or [ModelConfig(name="m")], **options)
@@ -268,7 +294,7 @@ class RouterHarness:
         return worker
 
     def client(self, **options: Any) -> RawClient:
-        client = RawClient(self.runtime_dir, **options)
+        client = RawClient(self.runtime_dir, **{"lane": self.lane} | options)
         self.clients.append(client)
         if client.refused is None and any(w.process.poll() is None for w in self.workers):
             client.wait_ready()

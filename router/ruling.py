@@ -1,0 +1,70 @@
+"""The rule books at work: each AnswerByRule becomes a reply, with so many rows a turn and no more."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from router import events as ev
+from router.config import ModelConfig
+from router.door import Arena
+from router.rules import RuleBook, RuleRefused
+from shm.client import Reply
+from shm.endings import Ending, Reason
+from shm.layout import Signature
+from shm.limits import MESSAGE_CHARS_MAX
+
+log = logging.getLogger("shmfarm.router")
+
+
+class Ruling:
+    """One book a model that has rules. Raises RuleRefused when one does not compile."""
+
+    def __init__(self, models: list[ModelConfig], arena_of: Callable[[int], Arena | None]) -> None:
+        self._models = models
+        self._arena_of = arena_of
+        self._books = [RuleBook(model.rules) if model.rules else None for model in models]
+        self._rows = [0] * len(models)
+
+    def bind(self, model: int, signature: Signature) -> bool:
+        """Fit the book to what the model file says. False when it does not fit: the model then serves without rules,
+        requests that run out of time end by name, and the log says why."""
+        book = self._books[model]
+        if book is None:
+            return False
+        try:
+            book.bind(signature)
+        except RuleRefused as refused:
+            log.error("rules_refused model=%s error=%r", self._models[model].name, str(refused))
+            self._books[model] = None
+            return False
+        return True
+
+    def start_turn(self) -> None:
+        self._rows = [0] * len(self._rows)
+
+    def answer(self, action: ev.AnswerByRule) -> Reply:
+        """The reply with a rule's outputs; where none can be had it stays the refusal that it is."""
+        request, book, arena = action.request, self._books[action.model], self._arena_of(action.session)
+        changes: dict[str, object]
+        self._rows[action.model] += request.rows or 1
+        try:
+            if book is None or arena is None:
+                raise RuleRefused("the rules or the client's memory are gone")
+            if self._rows[action.model] > book.rows_max:
+                changes = {"ending": Ending.SHED, "reason": Reason.RULES_BUSY, "retry_after_ms": 1}
+            else:
+                payload = arena.read(request.slot, book.payload_bytes(request))
+                outputs, inline, rule, decision = book.answer(request, payload)
+                changes = {
+                    "ending": Ending.RULES,
+                    "outputs": outputs,
+                    "inline": inline,
+                    "rule": rule,
+                    "decision": decision,
+                }
+        except RuleRefused as refused:
+            changes = {"reason": Reason.RULE_ERROR, "message": str(refused)[:MESSAGE_CHARS_MAX]}
+        return msgspec.structs.replace(action.reply, **changes)
