@@ -3,6 +3,7 @@
 # make check  the linters and the structure tests
 # make dev    .venv with the farm as it stands here, and every tool
 # make model  train the embedded model anew and compare with what is committed
+# make sim SEED=n   one simulated world again, turn by turn; make sim-long HOURS=n goes through new ones
 # make clean  remove what all of these made
 #
 # PYTHON=/path/to/python3 picks an interpreter, PYTEST_ARGS goes to pytest.
@@ -11,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test lint check model clean
+.PHONY: help demo dev test lint check model sim sim-long clean
 
 PIP_INSTALL := bin/python -m pip --disable-pip-version-check install --quiet
 PACKAGES := farm router workers shm
@@ -77,6 +78,16 @@ check: lint
 # PYTHONSAFEPATH keeps the checkout off sys.path, in children too; conftest makes sure of it.
 test: .venv-test/.farm .venv-bare/.farm lint
 	SHMFARM_TEST_INSTALLED=1 PYTHONSAFEPATH=1 .venv-test/bin/python -m pytest $(PYTEST_ARGS)
+
+SEED ?= 0
+HOURS ?= 8
+
+sim: .venv/.dev
+	@.venv/bin/python -m tests.sim.replay $(SEED)
+
+# From a seed that nobody has seen: the tests go through the first ones.
+sim-long: .venv/.dev
+	@.venv/bin/python -m tests.sim.replay --hours $(HOURS) $$(date +%s)
 
 model: .venv-train/.tools
 	.venv-train/bin/python tools/train_wdbc.py --check
