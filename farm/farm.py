@@ -238,7 +238,7 @@ def _own_directory() -> str:
     """A new directory whose sockets' paths are short enough, also where the temporary directory's is not."""
     path = tempfile.mkdtemp(prefix="farm-")
     try:
-        seqpacket.check_path(paths.lane_path(path, 2**63 - 1))
+        seqpacket.check_path(paths.lane_path(path, 10**15 - 1))
     except ShmError:
         os.rmdir(path)
         path = tempfile.mkdtemp(prefix="farm-", dir="/tmp")

@@ -26,6 +26,10 @@ ATTEMPTS = 8
 """A farm that is just ending may remove the directories that we are just making; each attempt needs another one."""
 
 
+EPOCH_MAX = 10**15 - 1
+"""Epochs are milliseconds since the host's start; the lane's path, which has one in it, is the longest."""
+
+
 class Holder(msgspec.Struct, frozen=True):
     """Who holds a runtime directory, as its lock says."""
 
@@ -98,8 +102,7 @@ def claim(path: str, *, serves: str, group: str | None = None) -> RuntimeDir:
         ConfigError: it cannot be made, is somebody else's or a link, or its name is too long for a socket.
     """
     try:
-        check_path(paths.lane_path(path, 2**63 - 1))
-        check_path(paths.control_path(path))
+        check_path(paths.lane_path(path, EPOCH_MAX))
     except FrameRefused as error:
         raise ConfigError(str(error)) from error
     gid = _group_id(group) if group else None
