@@ -104,6 +104,8 @@ class Machine:
 
     def due_ns(self) -> int | None:
         """When TimePassed is wanted at the latest; None: nothing is timed."""
+        if self.phase is Phase.ENDED:
+            return None
         times = [seat.limit_ns for seat in self.staff.seats if seat.limit_ns is not None]
         router = self.router
         if self.phase is Phase.SERVING:
@@ -328,8 +330,7 @@ class Machine:
 
     def _look_at_time(self, now_ns: int) -> None:
         router = self.router
-        overslept = self._expected_ns is not None and now_ns - self._expected_ns > OVERSLEPT_NS
-        if overslept:
+        if self._expected_ns is not None and now_ns - self._expected_ns > OVERSLEPT_NS:
             # Its beats may wait in a socket that we have not read, or it stood still with us.
             router.beat_ns = now_ns
         if self._limit_ns is not None and now_ns >= self._limit_ns:
@@ -395,5 +396,5 @@ class Machine:
     def _taken(self, now_ns: int) -> list[ev.Action]:
         actions = self._actions.copy()
         self._actions.clear()
-        self._expected_ns = self.due_ns() if self.phase is not Phase.ENDED else None
+        self._expected_ns = self.due_ns()
         return actions
