@@ -58,7 +58,7 @@ def parser_of(prog: str = "farm", verbs: Sequence[str] = VERBS) -> argparse.Argu
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if prog == "farm":
-        parser.add_argument("--version", action="version", version=_Version())
+        parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     into = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
     for verb in verbs:
         import_module(f"farm.cli.commands.{verb}").add(into)
@@ -71,15 +71,14 @@ def complain(error: object, code: int) -> int:
     return code
 
 
-class _Version(str):
-    """Looked up only when it is printed: the installed packages' metadata take 15 ms to read."""
+class _Version(argparse.Action):
+    """Looked up only when it is asked for: the installed packages' metadata take 15 ms to read."""
 
-    __slots__ = ()
-
-    def __mod__(self, other: object) -> str:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            return f"shmfarm {version('shmfarm')}"
+            print(f"shmfarm {version('shmfarm')}")
         except PackageNotFoundError:
-            return "shmfarm, from a checkout"
+            print("shmfarm, from a checkout")
+        parser.exit()

@@ -17,7 +17,7 @@ def add(verbs: Verbs) -> None:
         verbs,
         "wait",
         "wait until a farm is ready",
-        "farm serve my.onnx & farm wait --timeout 10",
+        "farm wait --timeout 10\nfarm serve my.onnx & farm wait",
         run,
         "A farm that has not been started yet is waited for too.",
     )
