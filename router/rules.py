@@ -24,7 +24,8 @@ from shm.layout import DTYPES, STRING, RowPlan, Signature, Tensor, TensorSpec, p
 from shm.limits import INLINE_BYTES_MAX
 
 MACROS: Final = re.compile(r"\.\s*(all|exists|exists_one|existsOne|map|filter|transformList|transformMap)\s*\(")
-_STRING_LITERAL: Final = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'')
+_NO_CODE: Final = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|//[^\n]*')
+"""String literals and comments: what looks like a macro in them is none."""
 
 
 class RuleRefused(ValueError):
@@ -43,7 +44,8 @@ class Rule:
         self.program: Any = None
         self.variables: tuple[str, ...] = ()
         if config.when is not None:
-            bare = _STRING_LITERAL.sub('""', config.when)
+            # Blanks of the same length keep the position that is told.
+            bare = _NO_CODE.sub(lambda found: " " * len(found.group()), config.when)
             if macro := MACROS.search(bare):
                 raise RuleRefused(
                     f"rule {config.name!r}: the macro {macro.group(1)!r} at position {macro.start() + 1} walks lists "
@@ -60,8 +62,17 @@ class Rule:
             return True
         try:
             return self.program.execute({name: features[name] for name in self.variables}) is True
-        except (ValueError, TypeError, RuntimeError, KeyError) as error:
+        except (ValueError, TypeError, RuntimeError, KeyError, ArithmeticError) as error:
             raise RuleRefused(f"rule {self.name!r} could not be evaluated: {_first_line(error)}") from error
+
+    def try_out(self, features: dict[str, Any]) -> None:
+        """Functions and types are looked up when a condition is evaluated: once at start, then, and not first when
+        a request has run out of time. Arithmetic depends on values and is no fault of the rule."""
+        try:
+            self.holds(features)
+        except RuleRefused as refused:
+            if not isinstance(refused.__cause__, ArithmeticError):
+                raise
 
 
 class RuleBook:
@@ -113,6 +124,9 @@ class RuleBook:
                         f"rule {rule.name!r}: {variable!r} is no feature; known are {_some(sorted(readers))}"
                     )
         self._readers = {name: readers[name] for name in self.variables}
+        zeros = {name: _zero(signature.inputs[index]) for name, (index, _, _) in self._readers.items()}
+        for rule in self._rules:
+            rule.try_out(zeros)
         self._answers = {rule.name: self._encode_row(rule, signature.outputs) for rule in self._rules}
 
     def _width(self, spec: TensorSpec) -> int:
@@ -162,6 +176,8 @@ class RuleBook:
         Raises:
             RuleRefused: no rule holds for a row, a rule could not be evaluated, or the answer is too large to inline.
         """
+        if not request.rows and self._inputs.row_form:
+            raise RuleRefused("the request has no rows, so there is nothing to decide on")
         rows = request.rows or 1
         firsts: list[Rule] = [self._first(self._features_of(request, payload, row)) for row in range(rows)]
         names = list(dict.fromkeys(rule.name for rule in firsts))
@@ -182,7 +198,10 @@ class RuleBook:
             start = self._start_of(request, index)
             if start is None:
                 raise RuleRefused(f"input {spec.name!r} was left out and a rule reads {name!r}")
-            features[name] = struct.unpack_from("=" + code, payload, start + (row * width + column) * size)[0]
+            try:
+                features[name] = struct.unpack_from("=" + code, payload, start + (row * width + column) * size)[0]
+            except struct.error as error:
+                raise RuleRefused(f"input {spec.name!r} has no row {row} for {name!r}") from error
         return features
 
     def _start_of(self, request: Request, index: int) -> int | None:
@@ -208,6 +227,11 @@ class RuleBook:
             inline[offset : offset + len(chunk)] = chunk
             tensors.append(Tensor(index, self._outputs.specs[index].dtype, dims[index], offset, len(chunk)))
         return tuple(tensors), bytes(inline)
+
+
+def _zero(spec: TensorSpec) -> Any:
+    _, size, code = DTYPES[spec.dtype]
+    return struct.unpack("=" + code, bytes(size))[0]
 
 
 def _flat(value: Value | list[Scalar]) -> list[Any]:
