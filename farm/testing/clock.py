@@ -30,7 +30,11 @@ class Clock(Protocol):
 
 
 class StillClock:
-    """Moves when somebody would wait, and when a test says so."""
+    """Moves when somebody would wait, and when a test says so.
+
+    One thread's wait moves it for all: a thread that waits for slots which another one holds is past its deadline at
+    once. Tests of such a race want a `WallClock`.
+    """
 
     def __init__(self, start_ns: int = NS_PER_S) -> None:
         self._now_ns = start_ns

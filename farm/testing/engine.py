@@ -231,7 +231,7 @@ class FakeEngine(Engine):
                 if isinstance(ticket, Grant):
                     self._done(ticket)
                 else:
-                    self._ask(ticket, max(now_ns, ticket.entered_ns))
+                    self._ask_late(ticket, max(now_ns, ticket.entered_ns))
 
     def _ask(self, ticket: Ticket, now_ns: int) -> None:
         session = ticket.session
@@ -252,6 +252,15 @@ class FakeEngine(Engine):
             ticket.sent_ns = now_ns
         with self._guard:
             self._kept[ticket.request_id] = Due(ticket, due_ns, scripted, outputs)
+
+    def _ask_late(self, ticket: Ticket, now_ns: int) -> None:
+        try:
+            self._ask(ticket, now_ns)
+        except BaseException as error:
+            # Whoever moves the clock just now need not be the one who waits for this request: both are told.
+            ticket.fail(error)  # type: ignore[arg-type]
+            self._ended(ticket)
+            raise
 
     def _first(self) -> Due | None:
         return min(self._kept.values(), key=lambda due: due.due_ns, default=None)

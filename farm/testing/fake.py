@@ -229,10 +229,10 @@ class FakeFarm(Endings):
         assert served is not None
         duration_ns = ticket.deadline_ns - ticket.entered_ns
         deadline_ms = duration_ns / NS_PER_MS if ticket.explicit_deadline else None
+        fallback = None if options.fallback is None else {n: array.copy() for n, array in options.fallback.items()}
         call = Call(
-            ticket.model, inputs, deadline_ms, options.priority, ticket.version, options.key, options.trace,
-            options.fallback,
-        )  # fmt: skip
+            ticket.model, inputs, deadline_ms, options.priority, ticket.version, options.key, options.trace, fallback
+        )
         with self._lock:
             self.calls.append(call)
             script = self._scripts[ticket.model]

@@ -172,6 +172,21 @@ def test_submit_does_not_wait_for_slots(fake, client):
     assert [ticket.result().source for ticket in client.completions()] == ["model"]
 
 
+def test_fault_of_the_tests_function_ends_requests_that_waited_for_slots_too(fake, client):
+    def broken_later(inputs):
+        if len(fake.calls) > 4:
+            raise KeyError("z")
+        return inputs["x"]
+
+    fake.add("m", broken_later, signature=SIGNATURE)
+    with pytest.raises(KeyError):
+        client.infer_many("m", [ROWS] * 6)
+    client.completions()
+    assert len(fake.calls) >= 5
+    fake.add("m", double, signature=SIGNATURE)
+    assert len(client.infer_many("m", [ROWS] * 6)) == 6
+
+
 # the end of a client
 
 

@@ -8,7 +8,11 @@ import pytest
 
 import farm
 from farm.client import AsyncClient, Client
+from farm.client.engine import Engine
+from farm.client.leader import Turns
 from farm.testing import FakeAsyncClient, FakeClient, FakeFarm
+from farm.testing.clients import _ClockTurns
+from farm.testing.engine import FakeEngine
 
 PAIRS = pytest.mark.parametrize(("fake", "real"), [(FakeClient, Client), (FakeAsyncClient, AsyncClient)])
 ISSUED = {"infer", "infer_many", "submit", "completions", "flush", "lease", "models", "wait_ready", "close", "lane"}
@@ -61,14 +65,14 @@ def test_client_checks_its_own_arguments_too():
         fake.client(slot_count=0)
 
 
-def test_every_engine_method_that_clients_call_is_the_fakes_own():
-    """What the fake does not replace would look for sockets."""
-    from farm.client.engine import Engine
-    from farm.testing.engine import FakeEngine
-
-    inherited = {
-        name
-        for name, value in vars(Engine).items()
-        if inspect.isfunction(value) and not name.startswith("_") and name not in vars(FakeEngine)
-    }
-    assert inherited <= {"take_finished", "wake_at_ns", "descriptors", "watched", "abandon"}
+@pytest.mark.parametrize(
+    ("below", "fake", "harmless"),
+    [
+        (Engine, FakeEngine, {"take_finished", "wake_at_ns", "descriptors", "watched", "abandon"}),
+        (Turns, _ClockTurns, {"abandon"}),
+    ],
+)
+def test_what_clients_call_below_is_the_fakes_own(below, fake, harmless):
+    """What it does not replace would look for sockets."""
+    methods = {name for name, value in vars(below).items() if inspect.isfunction(value) and name[0] != "_"}
+    assert methods - set(vars(fake)) <= harmless
