@@ -12,7 +12,8 @@ from router.counters import Counters
 from router.ledger import Entry, Ledger, Session
 from router.models import ModelState
 from router.outbox import Outbox
-from router.reserve import Reserve
+from router.reserve import FLOOR_NS, Reserve
+from router.roster import Roster
 from shm.client import Reply, Request
 from shm.endings import Ending, Reason
 from shm.errors import TensorRefused
@@ -22,12 +23,13 @@ from shm.limits import DEADLINE_NS_MAX
 class Admission:
     """`take` each request once. `draining`: nothing is queued any more."""
 
-    __slots__ = ("_closing", "_counters", "_ledger", "_models", "_outbox", "_reserve", "draining")
+    __slots__ = ("_closing", "_counters", "_ledger", "_models", "_outbox", "_reserve", "_roster", "draining")
 
     def __init__(
         self,
         ledger: Ledger,
         models: list[ModelState],
+        roster: Roster,
         reserve: Reserve,
         closing: Closing,
         counters: Counters,
@@ -35,6 +37,7 @@ class Admission:
     ) -> None:
         self._ledger = ledger
         self._models = models
+        self._roster = roster
         self._reserve = reserve
         self._closing = closing
         self._counters = counters
@@ -104,6 +107,15 @@ class Admission:
         elif queue.payload_bytes + entry.payload_bytes > model.queue_bytes_max:
             closing.end(entry, Ending.SHED, Reason.BYTES_FULL, now_ns)
         elif now_ns + model.costs.estimate(entry.request.rows or 1) > entry.due_ns:
+            self._doubt(entry, model, now_ns)
             closing.answer_late(entry, Reason.PREDICTED_LATE, now_ns)
         else:
             queue.push(entry, now_ns)
+
+    def _doubt(self, entry: Entry, model: ModelState, now_ns: int) -> None:
+        """A refusal by prediction weakens what it rests on: nothing else corrects it once it refuses everything."""
+        rows = entry.request.rows or 1
+        if now_ns + model.costs.estimate(rows) <= entry.request.deadline_ns - FLOOR_NS:
+            self._reserve.observe(0)
+        elif not model.queue.count and self._roster.pick(model.index, 1) is not None:
+            model.costs.doubt(rows)

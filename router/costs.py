@@ -9,11 +9,14 @@ rejected: it costs a sort, and memory, for the same figure.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 
 QUANTILE = 0.95
 STEP = 0.02
 FLOOR_NS = 1_000
+SIZES_MAX = 4096
+"""Sizes that are kept; clients choose them, so there must be an end to it."""
 UNKNOWN_NS = 1_000_000
 """Before anything was measured; replaced by the first run."""
 
@@ -38,13 +41,30 @@ class RunCosts:
         at = self._at
         estimate = at.get(rows)
         if estimate is None:
-            if len(self._known) < 4096:
-                at[rows] = float(max(run_ns, FLOOR_NS))
-                self._known = sorted(at)
+            if len(self._known) < SIZES_MAX:
+                # The first run of a size may be the outlier, so it is believed up to twice what the others say.
+                most = 2 * self.estimate(rows) if self._known else run_ns
+                at[rows] = float(max(min(run_ns, most), FLOOR_NS))
+                insort(self._known, rows)
             return
         if run_ns > estimate:
             at[rows] = estimate * (1 + STEP * QUANTILE)
         elif estimate > FLOOR_NS:
+            at[rows] = estimate * (1 - STEP * (1 - QUANTILE))
+
+    def doubt(self, rows: int) -> None:
+        """A request was refused by this estimate while a worker had nothing to do. What is refused teaches nothing, so
+        an estimate from a bad time would refuse for ever; it falls by what a fast run would teach, until one is let
+        in. Where the estimate is right, that is about one refusal in twenty, on time that nobody else wanted."""
+        at = self._at
+        estimate = at.get(rows)
+        if estimate is None:
+            estimate = float(self.estimate(rows))
+            if not self._known or len(self._known) >= SIZES_MAX:
+                return
+            at[rows] = estimate
+            insort(self._known, rows)
+        if estimate > FLOOR_NS:
             at[rows] = estimate * (1 - STEP * (1 - QUANTILE))
 
     def estimate(self, rows: int) -> int:
@@ -54,13 +74,13 @@ class RunCosts:
             return int(known)
         if not self._known:
             return UNKNOWN_NS
-        below = [size for size in self._known if size < rows]
-        above = [size for size in self._known if size > rows]
-        if not above:
-            last = below[-1]
+        place = bisect_left(self._known, rows)
+        if place == len(self._known):
+            last = self._known[-1]
             return int(self._at[last] * max(1, rows) / max(1, last))
-        if not below:
-            return int(self._at[above[0]])
-        low, high = below[-1], above[0]
+        high = self._known[place]
+        if not place:
+            return int(self._at[high])
+        low = self._known[place - 1]
         share = (rows - low) / (high - low)
         return int(self._at[low] + share * (self._at[high] - self._at[low]))

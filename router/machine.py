@@ -46,7 +46,9 @@ class RouterMachine:
         self.reserve = Reserve()
         self._outbox = Outbox()
         self._closing = Closing(self.ledger, self.models, self.roster, self.counters, self._outbox)
-        self._admission = Admission(self.ledger, self.models, self.reserve, self._closing, self.counters, self._outbox)
+        self._admission = Admission(
+            self.ledger, self.models, self.roster, self.reserve, self._closing, self.counters, self._outbox
+        )
         self._run_number = 0
         self._runs: dict[int, RunInHand] = {}
         self._drain_until_ns: int | None = None

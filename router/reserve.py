@@ -3,7 +3,8 @@
 What goes by is the lateness of the router's own turns (a due time against the moment it was acted on) and the way to
 the client. The reserve follows the worst lateness of late, forgotten by a twentieth with each answer that was due, and
 never leaves its bounds: below 0.3 ms a timer and a send do not fit [two cores, shared], and a reserve of more than
-20 ms would turn every stall of the machine into answers by rule long after it.
+20 ms would turn every stall of the machine into answers by rule long after it. A request that is refused for the
+reserve alone also forgets a twentieth: where all deadlines are shorter than it, nothing else would ever be due.
 """
 
 from __future__ import annotations
@@ -24,5 +25,5 @@ class Reserve:
 
     def observe(self, lateness_ns: int) -> None:
         """A due time was acted on so much later."""
-        self._worst_ns = max(float(lateness_ns), self._worst_ns * FORGET)
+        self._worst_ns = max(float(min(lateness_ns, CEILING_NS)), self._worst_ns * FORGET)
         self.before_ns = int(min(CEILING_NS, FLOOR_NS + self._worst_ns))

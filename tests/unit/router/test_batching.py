@@ -1,0 +1,163 @@
+"""The queue: who is next, who runs with whom, and what it counts."""
+
+from __future__ import annotations
+
+from random import Random
+
+from router.batching import STALE_MAX, ModelQueue
+from router.ledger import Entry, State
+from tests.unit.router.build import MS, NOW, entry
+
+
+def queue_of(*entries: Entry) -> ModelQueue:
+    queue = ModelQueue()
+    for queued in entries:
+        queue.push(queued, NOW)
+    return queue
+
+
+def take(queue: ModelQueue, rows_max: int = 8, members_max: int = 100) -> list[int]:
+    batch = queue.take_batch(rows_max, members_max)
+    for taken in batch:
+        taken.state = State.RUNNING
+    queue.check_invariants()
+    return [taken.request.id for taken in batch]
+
+
+def test_the_earliest_deadline_is_first_within_a_priority():
+    queue = queue_of(entry(1, in_ms=30), entry(2, in_ms=10), entry(3, in_ms=20))
+    assert take(queue) == [2, 3, 1]
+
+
+def test_equal_deadlines_keep_the_order_of_arrival():
+    assert take(queue_of(*(entry(number) for number in (5, 3, 9)))) == [5, 3, 9]
+
+
+def test_the_highest_priority_is_first_whatever_the_deadline():
+    queue = queue_of(entry(1, in_ms=10), entry(2, in_ms=90, priority=7), entry(3, in_ms=50, priority=3))
+    assert [take(queue, 1) for _ in range(3)] == [[2], [3], [1]]
+
+
+def test_lower_priorities_fill_a_batch_that_has_room():
+    queue = queue_of(entry(1, in_ms=10), entry(2, in_ms=90, priority=7), entry(3, in_ms=50, priority=3))
+    assert take(queue, 2) == [2, 3]
+
+
+def test_among_shapes_of_a_priority_the_earliest_deadline_leads():
+    queue = queue_of(entry(1, shape="a", in_ms=20), entry(2, shape="b", in_ms=10), entry(3, shape="a", in_ms=30))
+    assert take(queue) == [2]
+    assert take(queue) == [1, 3]
+
+
+def test_only_equal_shapes_run_together():
+    queue = queue_of(*(entry(number, shape=number % 2, in_ms=number) for number in range(1, 7)))
+    assert take(queue) == [1, 3, 5]
+    assert take(queue) == [2, 4, 6]
+
+
+def test_a_batch_has_no_more_rows_than_allowed():
+    queue = queue_of(entry(1, rows=3, in_ms=1), entry(2, rows=4, in_ms=2), entry(3, rows=2, in_ms=3))
+    assert take(queue, 8) == [1, 2]
+    assert take(queue, 8) == [3]
+
+
+def test_a_batch_has_no_more_members_than_fit_a_frame():
+    queue = queue_of(*(entry(number) for number in range(1, 6)))
+    assert [take(queue, 32, 2) for _ in range(3)] == [[1, 2], [3, 4], [5]]
+
+
+def test_a_request_with_more_rows_than_a_batch_runs_by_itself():
+    assert take(queue_of(entry(1, rows=50, in_ms=1), entry(2, in_ms=2))) == [1]
+
+
+def test_one_without_rows_counts_as_one():
+    queue = queue_of(*(entry(number, rows=0) for number in range(1, 5)))
+    assert queue.rows == 4
+    assert take(queue, 3) == [1, 2, 3]
+
+
+def test_one_that_must_run_alone_leads_no_batch():
+    assert take(queue_of(entry(1, alone=True, in_ms=1), entry(2, in_ms=2))) == [1]
+
+
+def test_one_that_must_run_alone_joins_no_batch():
+    queue = queue_of(entry(1, in_ms=1), entry(2, alone=True, in_ms=2), entry(3, in_ms=3))
+    assert take(queue) == [1]
+    assert take(queue) == [2]
+    assert take(queue) == [3]
+
+
+def test_an_empty_queue_gives_no_batch():
+    assert take(queue_of()) == []
+
+
+def test_what_is_due_is_taken_from_every_priority_and_shape():
+    entries = [
+        entry(n, in_ms=ms, priority=p, shape=s) for n, ms, p, s in ((1, 5, 0, "a"), (2, 3, 7, "b"), (3, 50, 3, "a"))
+    ]
+    queue = queue_of(*entries)
+    assert queue.due_ns() == entries[1].due_ns
+    due = queue.take_due(NOW + 10 * MS)
+    assert sorted(taken.request.id for taken in due) == [1, 2]
+    for taken in due:
+        taken.state = State.CLOSED
+    queue.check_invariants()
+    assert queue.due_ns() == entries[2].due_ns
+
+
+def test_nothing_is_due_a_moment_too_early():
+    only = entry(1)
+    queue = queue_of(only)
+    assert queue.take_due(only.due_ns - 1) == []
+    assert queue.take_due(only.due_ns) == [only]
+
+
+def test_forgotten_entries_are_neither_due_nor_dispatched():
+    gone, kept = entry(1, in_ms=1), entry(2, in_ms=9)
+    queue = queue_of(gone, kept)
+    queue.forget(gone)
+    gone.state = State.CLOSED
+    assert queue.count == 1
+    assert queue.due_ns() == kept.due_ns
+    assert take(queue) == [2]
+
+
+def test_asking_and_cancelling_does_not_fill_the_memory():
+    queue = queue_of(entry(0, in_ms=1))
+    for number in range(1, 5_000):
+        cancelled = entry(number, in_ms=1000 + number, shape=number, priority=number % 8)
+        queue.push(cancelled, NOW)
+        queue.forget(cancelled)
+        cancelled.state = State.CLOSED
+    assert sum(map(len, queue._heaps.values())) <= STALE_MAX + 3
+    assert len(queue._heaps) <= STALE_MAX + 3
+    queue.check_invariants()
+    assert take(queue) == [0]
+
+
+def test_everything_comes_out_once_and_the_counts_return_to_zero():
+    rng = Random(1)
+    entries = [
+        entry(n, in_ms=rng.uniform(1, 99), priority=rng.randint(0, 7), rows=rng.randint(0, 9), shape=rng.randint(0, 2))
+        for n in range(300)
+    ]
+    queue = queue_of(*entries)
+    forgotten = rng.sample(entries, 100)
+    for gone in forgotten:
+        queue.forget(gone)
+        gone.state = State.CLOSED
+    taken: list[int] = []
+    while queue.count:
+        taken += take(queue)
+    assert sorted(taken) == sorted({e.request.id for e in entries} - {e.request.id for e in forgotten})
+    assert (queue.count, queue.rows, queue.payload_bytes) == (0, 0, 0)
+
+
+def test_taking_all_empties_the_queue():
+    gone = entry(1)
+    queue = queue_of(gone, entry(2, priority=3), entry(3, shape="a"))
+    queue.forget(gone)
+    gone.state = State.CLOSED
+    assert sorted(taken.request.id for taken in queue.take_all()) == [2, 3]
+    assert (queue.count, queue.rows, queue.payload_bytes, queue.due_ns()) == (0, 0, 0, None)
+    queue.check_invariants()

@@ -1,0 +1,139 @@
+"""Run costs: they settle on the quantile, follow changes, and no single run or quiet time spoils them."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from router.costs import FLOOR_NS, QUANTILE, UNKNOWN_NS, RunCosts
+
+# Recorded on two shared cores: a 64-128-64-1 MLP of one row, run_ns of forty runs in a row, one of them descheduled.
+RECORDED = (
+    6_912, 6_433, 6_341, 6_298, 6_350, 6_287, 6_402, 6_311, 7_020, 6_295, 6_288, 6_340, 6_377, 6_301, 6_299, 9_114,
+    6_322, 6_318, 6_290, 6_344, 412_907, 7_911, 6_540, 6_401, 6_333, 6_310, 6_352, 6_296, 6_287, 6_305, 6_348, 6_312,
+    6_299, 6_630, 6_322, 6_304, 6_291, 6_377, 6_310, 6_301,
+)  # fmt: skip
+
+
+def learned(*runs: int, seed_ns: int = 10_000, rows: int = 1) -> RunCosts:
+    costs = RunCosts()
+    costs.seed([(rows, seed_ns)])
+    for run_ns in runs:
+        costs.observe(rows, run_ns)
+    return costs
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("start_ns", [20_000, 1_000_000])
+def test_the_estimate_settles_where_the_quantile_says(seed, start_ns):
+    rng = Random(seed)
+    draw = [int(100_000 * rng.lognormvariate(0, 0.3)) for _ in range(8_000)]
+    costs = learned(*draw[:4_000], seed_ns=start_ns)
+    below = 0
+    for run_ns in draw[4_000:]:
+        below += run_ns <= costs.estimate(1)
+        costs.observe(1, run_ns)
+    assert below / 4_000 == pytest.approx(QUANTILE, abs=0.02)
+
+
+def test_a_recorded_series_is_estimated_near_its_slow_runs():
+    estimate = learned(*RECORDED * 10).estimate(1)
+    assert sorted(RECORDED)[len(RECORDED) // 2] < estimate < 12_000
+
+
+@pytest.mark.parametrize("outlier_ns", [50_000, 10**9, 10**13])
+def test_an_outlier_of_any_size_moves_the_estimate_by_one_step(outlier_ns):
+    costs = learned(*[10_000] * 100)
+    before = costs.estimate(1)
+    costs.observe(1, outlier_ns)
+    assert costs.estimate(1) <= before * 1.02
+
+
+def test_the_first_run_of_a_size_is_believed_within_reason_only():
+    costs = RunCosts()
+    costs.seed([(1, 10_000), (32, 40_000)])
+    line = costs.estimate(7)
+    costs.observe(7, 10**10)
+    assert costs.estimate(7) == 2 * line
+
+
+def test_a_lasting_change_of_twofold_is_followed_within_seventy_runs():
+    costs = learned(*[10_000] * 100)
+    for _ in range(70):
+        costs.observe(1, 20_000)
+    assert costs.estimate(1) >= 0.95 * 20_000
+
+
+def test_between_known_sizes_the_estimate_is_a_straight_line():
+    costs = RunCosts()
+    costs.seed([(1, 10_000), (5, 30_000), (9, 90_000)])
+    assert [costs.estimate(rows) for rows in (1, 3, 5, 7, 9)] == [10_000, 20_000, 30_000, 60_000, 90_000]
+
+
+def test_beyond_known_sizes_the_estimate_is_in_proportion():
+    costs = RunCosts()
+    costs.seed([(1, 10_000), (10, 50_000)])
+    assert costs.estimate(20) == 100_000
+
+
+def test_below_known_sizes_the_smallest_counts():
+    costs = RunCosts()
+    costs.seed([(4, 10_000), (8, 50_000)])
+    assert costs.estimate(1) == 10_000
+
+
+def test_before_anything_is_known_a_guess_is_told_and_the_first_run_replaces_it():
+    costs = RunCosts()
+    assert costs.estimate(3) == UNKNOWN_NS
+    costs.observe(3, 70_000)
+    assert costs.estimate(3) == 70_000
+
+
+def test_what_runs_have_taught_is_kept_when_another_worker_warms_up():
+    costs = learned(*[20_000] * 200)
+    before = costs.estimate(1)
+    costs.seed([(1, 10_000), (8, 80_000)])
+    assert costs.estimate(1) == before
+    assert costs.estimate(8) == 80_000
+
+
+@pytest.mark.parametrize("run_ns", [0, -5])
+def test_the_estimate_never_falls_below_its_floor_by_much(run_ns):
+    assert learned(*[run_ns] * 10_000, seed_ns=2_000).estimate(1) >= FLOOR_NS * 0.99
+
+
+def test_sizes_that_clients_make_up_do_not_fill_the_memory():
+    costs = RunCosts()
+    for rows in range(1, 6_000):
+        costs.observe(rows, 10_000)
+        costs.doubt(rows + 10_000)
+    assert len(costs._known) <= 4_096
+
+
+def test_doubt_lowers_an_estimate_until_it_lets_one_in():
+    costs = learned(seed_ns=100_000)
+    refused = 0
+    while costs.estimate(1) > 50_000:
+        costs.doubt(1)
+        refused += 1
+    assert refused < 1_000
+
+
+def test_doubt_about_a_size_never_seen_does_not_touch_its_neighbours():
+    costs = RunCosts()
+    costs.seed([(1, 10_000), (3, 30_000)])
+    costs.doubt(2)
+    assert (costs.estimate(1), costs.estimate(3)) == (10_000, 30_000)
+    assert costs.estimate(2) < 20_000
+
+
+def test_where_the_estimate_is_right_one_refusal_in_twenty_is_let_in():
+    costs, let_in = learned(seed_ns=100_000), 0
+    for _ in range(4_000):
+        if costs.estimate(1) > 99_000:
+            costs.doubt(1)
+        else:
+            let_in += 1
+            costs.observe(1, 100_000)
+    assert 0.03 < let_in / 4_000 < 0.07
