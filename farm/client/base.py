@@ -34,9 +34,10 @@ class BaseClient:
         fork.remember(self)
 
     @property
-    def lane(self) -> Literal["zeromq", "direct"]:
-        """Which way requests and replies go."""
-        return "zeromq"
+    def lane(self) -> str:
+        """Which way requests and replies go: `direct` or `zeromq`; what was asked for while nothing is attached."""
+        session = self._engine.session
+        return self._settings.lane if session is None else session.lane.name
 
     @property
     def transport(self) -> Literal["shm"]:

@@ -179,7 +179,7 @@ class Engine:
             if session.stirred and (self.waiting or self.conditions.watches):
                 continue
             # A receive may have swallowed the edge that told that the lane takes frames again.
-            if not (session.blocked_ns and session.lane.writable()):
+            if not (session.blocked_ns and self.outbox.wanted(session) and session.lane.writable()):
                 break
         if session.lost:
             self._nudge()
@@ -241,7 +241,8 @@ class Engine:
     def descriptors(self) -> tuple[int, int]:
         """What to watch for reading: the lane, the attach socket; -1 for what is not there."""
         if self.session is not None:
-            return self.session.lane.descriptor, self.session.socket.fileno()
+            lane, attach = self.session.lane.descriptor, self.session.socket.fileno()
+            return lane, -1 if attach == lane else attach
         return -1, self.link.descriptor()
 
     def watched(self) -> tuple[int, int]:

@@ -42,6 +42,8 @@ def drain(session: Session, ended: Callable[[Ticket], None]) -> None:
                     session.lost = _OTHER_ROUTER
     except FrameRefused as error:
         session.lost = str(error)
+    if session.lane.heard() and not session.lost:
+        hear_attach(session, ended)
 
 
 def hear_attach(session: Session, ended: Callable[[Ticket], None]) -> None:
@@ -53,6 +55,6 @@ def hear_attach(session: Session, ended: Callable[[Ticket], None]) -> None:
                 if ticket is not None:
                     ended(ticket)
     except (PeerGone, FrameRefused, SegmentRefused) as error:
+        session.lost = session.lost or str(error)
         # What the lane still holds was answered in time: take it before the lane is closed.
         drain(session, ended)
-        session.lost = session.lost or str(error)

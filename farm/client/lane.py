@@ -2,16 +2,30 @@
 
 A lane never waits. Its descriptor is readable whenever something may have changed; the owner then receives until
 None. ZeroMQ's is edge-triggered, so whoever sends must receive until None too: a send may swallow the edge.
+
+The direct lane is the attach socket itself, which also carries what the router tells about models and memory files.
+Whichever lane it is, those frames are had by `hear`.
 """
 
 from __future__ import annotations
 
+import select
+import socket
+from collections import deque
 from typing import Final, Protocol
 
 import zmq
 
+from farm.client.attach import DESCRIPTORS_MAX
+from shm import seqpacket
+from shm.errors import PeerGone
+
 QUEUED_FRAMES_MAX: Final = 100_000
 """Of ZeroMQ's own queues, each way. Slots bound what is in flight far below; this bounds a fault."""
+
+REPLY_TAG_MIN: Final = 32
+"""Messages that answer requests have tags from here on, those of attach lower ones (`shm.client`). The tag is the
+second byte of a frame: a short msgpack array whose first element is a small integer."""
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _EVENTS: Final = int(zmq.EVENTS)
@@ -34,6 +48,16 @@ class Lane(Protocol):
     def writable(self) -> bool:
         """Whether a send would be taken now."""
 
+    def heard(self) -> bool:
+        """Whether `receive` came upon something that `hear` has."""
+
+    def hear(self) -> tuple[bytes, list[int]] | None:
+        """The next frame of attach, with its descriptors (the caller's); None when there is none now.
+
+        Raises:
+            PeerGone: the attach socket has ended.
+        """
+
     def close(self) -> None:
         """Frames that were not sent yet are dropped."""
 
@@ -43,7 +67,8 @@ class ZeroMQLane:
 
     name = "zeromq"
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: str, attach: socket.socket) -> None:
+        self._attach = attach
         self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
@@ -75,5 +100,62 @@ class ZeroMQLane:
     def writable(self) -> bool:
         return bool(self._option(_EVENTS) & _OUT)  # type: ignore[operator]
 
+    def heard(self) -> bool:
+        return False
+
+    def hear(self) -> tuple[bytes, list[int]] | None:
+        return seqpacket.receive(self._attach, DESCRIPTORS_MAX)
+
     def close(self) -> None:
         self._socket.close(0)
+
+
+class DirectLane:
+    """Requests and replies on the attach socket. The socket is the session's."""
+
+    name = "direct"
+
+    def __init__(self, attach: socket.socket) -> None:
+        self._attach = attach
+        self.descriptor = attach.fileno()
+        self._aside: deque[tuple[bytes, list[int]]] = deque()
+        self._gone: PeerGone | None = None
+
+    def send(self, frame: bytes) -> bool:
+        try:
+            return seqpacket.send(self._attach, frame)
+        except PeerGone as error:
+            # What the router said before it went is still to be read; `hear` tells the end.
+            self._gone = error
+            return True
+
+    def receive(self) -> bytes | None:
+        try:
+            while (got := seqpacket.receive(self._attach, DESCRIPTORS_MAX)) is not None:
+                frame = got[0]
+                if len(frame) > 1 and frame[1] >= REPLY_TAG_MIN:
+                    return frame
+                self._aside.append(got)
+        except PeerGone as error:
+            self._gone = error
+        return None
+
+    def writable(self) -> bool:
+        poller = select.poll()
+        poller.register(self._attach, select.POLLOUT)
+        return bool(poller.poll(0))
+
+    def heard(self) -> bool:
+        return bool(self._aside) or self._gone is not None
+
+    def hear(self) -> tuple[bytes, list[int]] | None:
+        if self._aside:
+            return self._aside.popleft()
+        if self._gone is not None:
+            raise self._gone
+        return None
+
+    def close(self) -> None:
+        for _, descriptors in self._aside:
+            seqpacket.close_all(descriptors)
+        self._aside.clear()

@@ -8,8 +8,8 @@ from typing import Final
 
 import zmq
 
-from farm.client.attach import Attaching
-from farm.client.lane import Lane, ZeroMQLane
+from farm.client.attach import Attaching, Welcome
+from farm.client.lane import DirectLane, Lane, ZeroMQLane
 from farm.client.options import Settings
 from farm.client.session import Session
 from farm.errors import FarmError, Unavailable
@@ -49,7 +49,7 @@ class Link:
             if now_ns < self._retry_at_ns:
                 return None
             try:
-                self.attaching = Attaching(self.settings, ZeroMQLane.name, now_ns)
+                self.attaching = Attaching(self.settings, self.settings.lane, now_ns)
             except (Unavailable, PeerGone) as error:
                 self.why = str(error)
                 self._put_off(now_ns)
@@ -101,10 +101,12 @@ class Link:
         self._drop_attempt()
         return context
 
-    def _lane(self, path: str) -> Lane:
+    def _lane(self, welcome: Welcome) -> Lane:
+        if welcome.attached.lane == DirectLane.name:
+            return DirectLane(welcome.socket)
         if self._context is None:
             self._context = zmq.Context()
-        return ZeroMQLane(self._context, path)
+        return ZeroMQLane(self._context, welcome.attached.lane_path, welcome.socket)
 
     def _drop_attempt(self) -> None:
         if self.attaching is not None:

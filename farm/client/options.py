@@ -19,13 +19,14 @@ Outputs = dict[str, npt.NDArray[Any]]
 NS_PER_MS: Final = 1_000_000
 SLOT_BYTES_MAX: Final = 2**30
 TITLE_CHARS_MAX: Final = 64
-LANES: Final = ("auto", "zeromq")
+LANES: Final = ("auto", "zeromq", "direct")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a client was made with."""
 
     endpoint: Endpoint | None
+    lane: str
     slot_count: int
     slot_bytes: int
     title: str
@@ -53,7 +54,9 @@ def check_settings(endpoint: Endpoint | None, lane: str, slot_count: int, slot_b
         raise refused(f"slot_count is {slot_count!r}; it must be a whole number from 1 to {SLOT_COUNT_MAX}")
     if not _is_whole(slot_bytes) or not ALIGNMENT <= slot_bytes <= SLOT_BYTES_MAX or slot_bytes % ALIGNMENT:
         raise refused(f"slot_bytes is {slot_bytes!r}; it must be a multiple of {ALIGNMENT} up to {SLOT_BYTES_MAX}")
-    return Settings(endpoint=endpoint, slot_count=slot_count, slot_bytes=slot_bytes, title=title[:TITLE_CHARS_MAX])
+    return Settings(
+        endpoint=endpoint, lane=lane, slot_count=slot_count, slot_bytes=slot_bytes, title=title[:TITLE_CHARS_MAX]
+    )
 
 
 def check_options(priority: int, key: str | None, trace: str | None, fallback: Mapping[str, Any] | None) -> Options:

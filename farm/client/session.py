@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from farm.client.answers import conclude
-from farm.client.attach import DESCRIPTORS_MAX, Welcome, welcome_codec
+from farm.client.attach import Welcome, welcome_codec
 from farm.client.catalog import Catalog
-from farm.client.lane import Lane
+from farm.client.lane import Lane, ZeroMQLane
 from farm.client.tickets import Ticket
 from shm import client as wire
 from shm import segment, seqpacket
@@ -45,7 +45,7 @@ class Session:
         SegmentRefused: the arena is not what it should be; descriptors and socket are closed.
     """
 
-    def __init__(self, welcome: Welcome, lane: Callable[[str], Lane], born_ns: int) -> None:
+    def __init__(self, welcome: Welcome, lane: Callable[[Welcome], Lane], born_ns: int) -> None:
         attached = welcome.attached
         self.epoch = attached.epoch
         self.slot_bytes = attached.slot_bytes
@@ -56,12 +56,14 @@ class Session:
         except SegmentRefused:
             welcome.socket.close()
             raise
-        self.lane = lane(attached.lane_path)
+        self.lane = lane(welcome)
         self.catalog = Catalog(welcome.models)
-        self.greeting: bytes | None = wire.request_codec.encode(wire.Hello(attached.token, attached.epoch))
-        """The lane's first frame, until it is sent."""
-        self.blocked_ns = born_ns
-        """Since when the lane takes nothing, 0 while it does."""
+        self.greeting: bytes | None = None
+        """The lane's first frame, until it is sent: a ZeroMQ peer has to say which session it is."""
+        if attached.lane == ZeroMQLane.name:
+            self.greeting = wire.request_codec.encode(wire.Hello(attached.token, attached.epoch))
+        self.blocked_ns = born_ns if self.greeting is not None else 0
+        """Since when the lane takes nothing, 0 while it does. ZeroMQ's takes nothing until it is connected."""
         self.lost = ""
         """Why this session is over; it is then good for reading alone."""
         self.stirred = True
@@ -177,7 +179,7 @@ class Session:
             PeerGone: the router is gone, or ended this session.
             FrameRefused, SegmentRefused: it sent what no router sends.
         """
-        got = seqpacket.receive(self.socket, DESCRIPTORS_MAX)
+        got = self.lane.hear()
         if got is None:
             return None
         frame, descriptors = got
