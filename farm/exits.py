@@ -15,7 +15,7 @@ MEANINGS = {
     OK: "done; for `serve`: stopped as asked, drained or not",
     REFUSED: "the farm answered with an error",
     USAGE: "wrong usage or configuration, or the server extra is not installed",
-    NO_FARM: "no farm was found",
+    NO_FARM: "no farm was found, or it does not answer",
     NOT_READY: "not ready, drained or stopped within the time that was given",
     GAVE_UP: "`serve` gave up: a worker or the router never became ready",
     HELD: "a living farm holds the runtime directory",

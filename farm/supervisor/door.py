@@ -38,11 +38,13 @@ Wanted = StatusWanted | ScaleWanted | DrainWanted | StopWanted | InspectWanted
 class Connection:
     """One operator's command. It asks once, is answered once, and is closed then."""
 
-    __slots__ = ("asked", "due_ns", "sock")
+    __slots__ = ("asked", "due_ns", "refusal", "sock")
 
-    def __init__(self, sock: socket.socket, due_ns: int) -> None:
+    def __init__(self, sock: socket.socket, due_ns: int, refusal: str | None) -> None:
         self.sock = sock
         self.due_ns = due_ns
+        self.refusal = refusal
+        """Why it will not be heard. Said when it asks: an answer before that could be lost to the reset of a close."""
         self.asked = False
 
 
@@ -107,13 +109,17 @@ class Door:
             return
         sock.setblocking(False)
         _, uid, _ = seqpacket.peer_credentials(sock)
-        connection = Connection(sock, self._now_ns() + CONNECTION_NS)
+        refusal = None
+        if uid not in (0, os.geteuid()):
+            refusal = f"uid {uid} may not control this farm: it belongs to uid {os.geteuid()}"
+        elif len(self._connections) >= 2 * CONNECTIONS_MAX:
+            sock.close()
+            return
+        elif len(self._connections) >= CONNECTIONS_MAX:
+            refusal = f"{CONNECTIONS_MAX} commands are being answered already: try again"
+        connection = Connection(sock, self._now_ns() + CONNECTION_NS, refusal)
         self._connections[sock.fileno()] = connection
         self._watch(sock.fileno(), lambda: self._read(connection))
-        if uid not in (0, os.geteuid()):
-            self.answer(connection, error=f"uid {uid} may not control this farm: it belongs to uid {os.geteuid()}")
-        elif len(self._connections) > CONNECTIONS_MAX:
-            self.answer(connection, error=f"{CONNECTIONS_MAX} commands are being answered already: try again")
 
     def _read(self, connection: Connection) -> None:
         try:
@@ -125,6 +131,9 @@ class Door:
             self.answer(connection, error=str(error))
             return
         if got is None:
+            return
+        if connection.refusal is not None:
+            self.answer(connection, error=connection.refusal)
             return
         if connection.asked:
             self.answer(connection, error="a connection takes one command: open another for the next")
