@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from farm.config import Config, router_config, worker_config
+from farm.errors import ConfigError
 from farm.supervisor import events as ev
 from farm.supervisor import spawning
 from farm.supervisor.leash import Leash
@@ -39,6 +40,9 @@ from shm.errors import FrameRefused, PeerGone
 KILLED_WITHIN_MS = 5000
 """What SIGKILL has not ended by then is stuck in the kernel."""
 
+CONFIG_CHARS_MAX = 120_000
+"""`shm.control.Json` takes no more; a rule has some 100."""
+
 SPAWN_FAILED = 127
 """The exit status that stands for a child that never was, as shells have it."""
 
@@ -50,6 +54,9 @@ class Children:
         happened: takes each event that a child causes.
         told: takes the router's answer to a question: its number and the facts.
         record: takes a line for the log.
+
+    Raises:
+        ConfigError: the configuration does not fit into a frame.
     """
 
     def __init__(
@@ -68,16 +75,17 @@ class Children:
         self._happened, self._told, self._record = happened, told, record
         self._names = list(config.models)
         self._router_json = msgspec.json.encode(router_config(config)).decode()
+        if len(self._router_json) > CONFIG_CHARS_MAX:
+            raise ConfigError(
+                f"{config.source}: models and rules together take {len(self._router_json)} characters, the router can "
+                f"be told {CONFIG_CHARS_MAX}: shorten the rules, or serve the models from two farms"
+            )
         self._router_leash: Leash | None = None
         """There before the router is: what it is to hear first waits in it."""
         self._router_end: socket.socket | None = None
 
     def prepare_router(self, epoch: int) -> None:
-        """The next router's leash, with its configuration as the first frame.
-
-        Raises:
-            FrameRefused: the configuration is too large for a frame.
-        """
+        """The next router's leash, with its configuration as the first frame."""
         if self._router_end is not None and self._router_leash is not None:
             self._router_end.close()
             self._router_leash.close()

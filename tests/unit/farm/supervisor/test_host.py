@@ -7,9 +7,13 @@ import socket
 
 import pytest
 
+from farm import config as configuration
+from farm.errors import ConfigError
 from farm.supervisor import status
+from farm.supervisor.children import Children
 from farm.supervisor.host import notify_systemd, process_costs
 from farm.supervisor.log import Log
+from farm.supervisor.loop import Loop
 
 
 def test_costs_of_a_process_are_told():
@@ -82,3 +86,11 @@ def test_the_status_of_a_very_large_farm_is_shortened_and_says_so():
     assert len(str(short)) < 130_000
     assert short["processes_left_out"] + len(short["processes"]) == 2000
     assert short["router"]["epoch"] == 1
+
+
+def test_a_configuration_too_large_for_a_frame_is_refused_by_its_size():
+    when = "x > 1.0 || " * 90 + "x > 2.0"
+    rules = {"rules": [{"name": f"rule {n}", "when": when, "answer": {"y": 1.0}} for n in range(200)]}
+    config = configuration.for_models({"a": {"path": "/a.onnx", "rules": rules}}, "test")
+    with pytest.raises(ConfigError, match=r"test: models and rules together take \d+ characters"):
+        Children(config, "/run", Loop(), lambda event: None, lambda number, facts: None, lambda event, fields: None)
