@@ -238,12 +238,16 @@ class RouterMachine:
             if worker is not None:
                 self._kill(worker, f"it ended run {event.run}, which it does not have")
             return
+        if event.status == RAN and len(event.members) not in (0, len(run.entries)):
+            # Whose outputs are whose cannot be told. Its requests run again once it is gone.
+            self._kill(worker, f"it answered {len(event.members)} of {len(run.entries)} members of run {event.run}")
+            return
         worker.runs.popleft()
         del self._runs[event.run]
         worker.run_count += 1
         self._count_copies(event)
         members: Sequence[MemberDone] = event.members or [_DONE] * len(run.entries)
-        if event.status == RAN and len(members) == len(run.entries):
+        if event.status == RAN:
             self.models[worker.model].costs.observe(run.rows, event.finished_ns - event.started_ns)
             row = position = 0
             for entry, member in zip(run.entries, members, strict=True):
@@ -301,7 +305,9 @@ class RouterMachine:
         run.refresh_due()
         if run.due_ns is None and not run.kill_ns and run.worker.state is not WorkerState.LOST:
             self.counters.runs_terminated += 1
-            run.kill_ns = now_ns + self.models[run.worker.model].hang_ns
+            model = self.models[run.worker.model]
+            # One that may take its time and cannot be stopped within a kernel is not hung before that has passed.
+            run.kill_ns = max(now_ns, run.dispatched_ns + model.costs.estimate(run.rows)) + model.hang_ns
             self._outbox.act(ev.TerminateRun(run.worker.number, run.number))
 
     def rule_ended(self, ending: int) -> None:

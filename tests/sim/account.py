@@ -10,6 +10,7 @@ from heapq import heappush
 from router import events as ev
 from shm.client import Request
 from shm.endings import Reason
+from shm.worker import RAN
 from tests.sim.scenario import Scenario
 
 
@@ -206,7 +207,9 @@ class Account:
     def _run_finished(self, event: ev.RunFinished) -> None:
         worker = self.workers.get(event.worker)
         if worker is None or event.run != next(iter(worker.runs), None):
-            # Not the first of what it has: no such word is believed.
+            # Not the first of what it has: no such word is believed, nor one that answers more or fewer than there are.
+            return
+        if event.status == RAN and len(event.members) not in (0, len(worker.runs[event.run].members)):
             return
         run = worker.runs.pop(event.run)
         self.finished_now[event.run] = event

@@ -186,7 +186,11 @@ class Truth(Account):
         assert not run.waiting, "a run is stopped that somebody waits for"
         assert not run.terminated, "a run is told to stop twice"
         run.terminated = True
-        run.kill_by_ns = now_ns + int(self.scenario.models[worker.model].config.hang_ms * 1e6)
+        model = self.scenario.models[worker.model]
+        # The router waits for what it predicts, too; no estimate is a hundred times what runs take here.
+        rows = sum(asked.request.rows or 1 for _, asked in run.members)
+        patience_ns = 100 * (model.base_ns + model.row_ns * rows)
+        run.kill_by_ns = now_ns + int(model.config.hang_ms * 1e6) + patience_ns
 
     def _close(self, session: int) -> None:
         seen = self.sessions[session]

@@ -139,7 +139,11 @@ class SimWorker:
             members = [self.draw_member() for _ in run.members]
             if all(not member.reason and not member.overflow_bytes for member in members):
                 members = []
-        number = run.run + 1_000_000 if world.chance("nonsense") else run.run
+        number = run.run
+        if world.chance("nonsense"):
+            number += 1_000_000
+        elif status == RAN and world.chance("nonsense"):
+            members = [MemberDone()] * (len(run.members) + 1)
         self.say(ev.RunFinished(self.number, number, status, started_ns, world.now_ns, members, _COPIES))
         if (self.stopping and not self.inbox) or world.chance("die_idle"):
             self.die()
