@@ -1,9 +1,9 @@
 """One model's queue: earliest deadline first within a priority, and which requests may run together.
 
 The queue is a heap for each (priority, shape): `shape` is what must agree for two requests to be rows of one batch,
-None where the signature fixes it, so that nearly every model has one heap a priority in use. The head of each heap has
-its earliest deadline, so the heaps are also the timer queue. What leaves the queue otherwise (cancelled, client lost)
-stays behind as a closed entry and is dropped when it comes up.
+None where the signature fixes it, so that nearly every model has one heap a priority in use. A deadline counts less
+the reserve that was kept before it at arrival, which is when an answer is due: so the heaps are also the timer queue.
+What leaves the queue otherwise (cancelled, client lost) stays behind as a closed entry and is dropped when it comes up.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ModelQueue:
         if heap is None:
             heap = self._heaps[key] = []
         self._sequence += 1
-        heappush(heap, (request.deadline_ns, self._sequence, entry))
+        heappush(heap, (entry.due_ns, self._sequence, entry))
         if not self.count:
             self.waiting_since_ns = now_ns
         self.count += 1
@@ -107,7 +107,7 @@ class ModelQueue:
             if first_key is not None and key[0] > first_key[0]:
                 break
             head = self._head(key)
-            if head is not None and (first is None or head.request.deadline_ns < first.request.deadline_ns):
+            if head is not None and (first is None or head.due_ns < first.due_ns):
                 first_key, first = key, head
         if first_key is None or first is None:
             return []

@@ -7,6 +7,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
+from shm.worker import Copies
+
 
 class Counters(Struct):
     """One attribute a counter, so that the hot path is `counters.requests += 1`."""
@@ -46,6 +48,15 @@ class Counters(Struct):
     clients_refused: Annotated[int, Meta(description="sessions refused")] = 0
     clients_lost: Annotated[int, Meta(description="sessions ended")] = 0
     clients_cut: Annotated[int, Meta(description="sessions ended by the router, for faults or for not reading")] = 0
+
+    def count_copies(self, copies: Copies) -> None:
+        """What a run copied and what it did not have to."""
+        self.inputs_in_place += copies.inputs_in_place
+        self.input_copies += copies.inputs
+        self.input_copy_bytes += copies.input_bytes
+        self.outputs_in_place += copies.outputs_in_place
+        self.output_copies += copies.outputs
+        self.output_copy_bytes += copies.output_bytes
 
     def snapshot(self) -> dict[str, int]:
         return asdict(self)

@@ -245,7 +245,7 @@ class RouterMachine:
         worker.runs.popleft()
         del self._runs[event.run]
         worker.run_count += 1
-        self._count_copies(event)
+        self.counters.count_copies(event.copies)
         members: Sequence[MemberDone] = event.members or [_DONE] * len(run.entries)
         if event.status == RAN:
             self.models[worker.model].costs.observe(run.rows, event.finished_ns - event.started_ns)
@@ -264,15 +264,6 @@ class RouterMachine:
             for entry in run.entries:
                 self._closing.end_unanswered(entry, now_ns)
         self._stop_if_idle(worker)
-
-    def _count_copies(self, event: ev.RunFinished) -> None:
-        counters, copies = self.counters, event.copies
-        counters.inputs_in_place += copies.inputs_in_place
-        counters.input_copies += copies.inputs
-        counters.input_copy_bytes += copies.input_bytes
-        counters.outputs_in_place += copies.outputs_in_place
-        counters.output_copies += copies.outputs
-        counters.output_copy_bytes += copies.output_bytes
 
     # Time
 
@@ -400,14 +391,7 @@ class RouterMachine:
         self.ledger.check_invariants()
         for model in self.models:
             model.queue.check_invariants()
-        in_hand = {run.number: run for worker in self.roster.workers.values() for run in worker.runs}
-        assert in_hand == self._runs, "the roster and the table of runs disagree"
-        running = 0
-        for run in self._runs.values():
-            for entry in run.entries:
-                assert entry.run is run
-                assert entry.state in (State.RUNNING, State.HELD)
-                running += 1
+        running = self.roster.check_invariants(self._runs)
         queued = sum(model.queue.count for model in self.models)
         assert running + queued == self.ledger.open_count, "an open entry is neither queued nor in a run"
         assert self._outbox.is_empty()

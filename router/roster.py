@@ -93,3 +93,13 @@ class Roster:
 
     def of_model(self, model: int) -> list[Worker]:
         return self._by_model[model]
+
+    def check_invariants(self, runs: dict[int, RunInHand]) -> int:
+        """Every run is in one worker's hands, every entry of it knows so. Returns how many entries are in runs."""
+        in_hand = {run.number: run for worker in self.workers.values() for run in worker.runs}
+        assert in_hand == runs, "the roster and the table of runs disagree"
+        for run in runs.values():
+            for entry in run.entries:
+                assert entry.run is run
+                assert entry.state in (State.RUNNING, State.HELD)
+        return sum(len(run.entries) for run in runs.values())

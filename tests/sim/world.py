@@ -174,6 +174,8 @@ class World:
             for action in actions:
                 self.trace(f"    -> {tell(action)}")
         self.truth.after(actions, self.now_ns, on_time=not self.scenario.turn_late_ns)
+        due_ns = self.machine.next_due_ns()
+        assert due_ns is None or due_ns > self.now_ns, "what is due was not done, so the timer fires again and again"
         if self.turn_count % AUDIT_EVERY == 0:
             self.machine.check_invariants()
             self._check_bounds()

@@ -161,3 +161,12 @@ def test_taking_all_empties_the_queue():
     assert sorted(taken.request.id for taken in queue.take_all()) == [2, 3]
     assert (queue.count, queue.rows, queue.payload_bytes, queue.due_ns()) == (0, 0, 0, None)
     queue.check_invariants()
+
+
+def test_what_is_due_is_not_hidden_behind_an_earlier_deadline_with_less_reserve():
+    """The reserve grew between the two: the later deadline is due first."""
+    early, late = entry(1, in_ms=50), entry(2, in_ms=51)
+    late.due_ns -= 20 * MS
+    queue = queue_of(early, late)
+    assert queue.due_ns() == late.due_ns
+    assert queue.take_due(late.due_ns) == [late]
