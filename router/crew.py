@@ -14,9 +14,11 @@ import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from router import events as ev
 from router.door import Arena
+from router.gate import Gate
 from shm import seqpacket
 from shm.errors import FrameRefused, PeerGone
 from shm.limits import MEMBERS_MAX
@@ -58,17 +60,18 @@ class Link:
 
 
 class Crew:
-    """All links. `on_events(events, fds)` gets what workers say; `fds` are of RunFinished's members, in their order,
-    and are closed after the call."""
+    """All links. `on_event(event, fds)` gets what workers say; `fds` are of RunFinished's members, in their order, and
+    are closed after the call."""
 
     def __init__(
         self,
         *,
         loop: asyncio.AbstractEventLoop,
+        gate: Gate,
         arena_of: Callable[[int], Arena | None],
         arenas_max: int,
         private: bool,
-        on_events: Callable[[list[ev.Event], list[int]], None],
+        on_event: Callable[[ev.Event, list[int]], None],
         on_ready: Callable[[int, Ready], None],
         on_inspected: Callable[[Inspected], None],
     ) -> None:
@@ -76,9 +79,10 @@ class Crew:
         self._arenas_max = max(arenas_max, 2 * MEMBERS_MAX)
         self.links: dict[int, Link] = {}
         self._loop = loop
+        self._gate = gate
         self._arena_of = arena_of
         self._private = private
-        self._on_events = on_events
+        self._on_event = on_event
         self._on_ready = on_ready
         self._on_inspected = on_inspected
 
@@ -89,7 +93,7 @@ class Crew:
             sock.setblocking(False)
         link = Link(worker, pid, model, cpus, run_sock, watch_sock, fds[2])
         self.links[worker] = link
-        self._loop.add_reader(run_sock.fileno(), self._readable, link)
+        self._gate.add(run_sock.fileno(), partial(self._readable, link))
         self._loop.add_reader(link.pidfd, self._gone, link)
 
     def _readable(self, link: Link) -> None:
@@ -119,7 +123,7 @@ class Crew:
                     message.members,
                     message.copies,
                 )
-                self._on_events([event], fds)
+                self._on_event(event, fds)
             elif isinstance(message, Ready):
                 self._on_ready(link.worker, message)
             else:
@@ -131,7 +135,7 @@ class Crew:
         if link.lost:
             return
         link.lost = True
-        self._loop.remove_reader(link.run_sock.fileno())
+        self._gate.remove(link.run_sock.fileno())
         if link.pending:
             self._loop.remove_writer(link.run_sock.fileno())
             for _, fds in link.pending:
@@ -139,7 +143,7 @@ class Crew:
             link.pending.clear()
         link.run_sock.close()
         link.watch_sock.close()
-        self._on_events([ev.WorkerLost(link.worker)], [])
+        self._on_event(ev.WorkerLost(link.worker), [])
 
     def _gone(self, link: Link) -> None:
         """The process has ended. What it said before that is still in its socket and comes first."""
@@ -150,7 +154,7 @@ class Crew:
         self._lose(link)
         os.close(link.pidfd)
         del self.links[link.worker]
-        self._on_events([ev.WorkerGone(link.worker)], [])
+        self._on_event(ev.WorkerGone(link.worker), [])
 
     def dispatch(self, action: ev.Dispatch) -> None:
         """Send a run, with what the worker has not yet mapped."""
@@ -245,7 +249,7 @@ class Crew:
         for link in self.links.values():
             if not link.lost:
                 link.lost = True
-                self._loop.remove_reader(link.run_sock.fileno())
+                self._gate.remove(link.run_sock.fileno())
                 link.run_sock.close()
                 link.watch_sock.close()
             self._loop.remove_reader(link.pidfd)

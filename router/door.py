@@ -13,9 +13,12 @@ import secrets
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from router.config import RouterConfig
 from router.counters import Counters
+from router.gate import Gate
+from router.lanes.direct import DirectLane
 from shm import segment, seqpacket
 from shm.client import Attach, Attached, AttachRefused, Model, Overflow, attach_codec, welcome_codec
 from shm.endings import Reason
@@ -26,7 +29,6 @@ ATTACH_WITHIN_S = 2.0
 """A connection that has not asked by then is closed: it only costs a descriptor."""
 
 MIB = 1024 * 1024
-DIRECT = "direct"
 
 
 @dataclass(slots=True)
@@ -87,11 +89,13 @@ class Door:
         config: RouterConfig,
         counters: Counters,
         loop: asyncio.AbstractEventLoop,
+        gate: Gate,
         allowed: Callable[[int, int], bool],
         catalog: Callable[[], Iterable[Model]],
         on_attached: Callable[[Client, bytes], None],
         on_lost: Callable[[Client], None],
         on_frame: Callable[[int, bytes], None],
+        direct: DirectLane,
     ) -> None:
         """`lanes`: name to path of each lane on offer, the one that `auto` means first."""
         self.path = path
@@ -99,10 +103,12 @@ class Door:
         self.arena_bytes = 0
         self._lanes = lanes
         self._on_frame = on_frame
+        self._direct = direct
         self._epoch = epoch
         self._config = config
         self._counters = counters
         self._loop = loop
+        self._gate = gate
         self._allowed = allowed
         self._catalog = catalog
         self._on_attached = on_attached
@@ -132,7 +138,7 @@ class Door:
             client.pidfd = seqpacket.peer_pidfd(sock)
             self.clients[client.number] = client
             client.timeout = self._loop.call_later(ATTACH_WITHIN_S, self.end, client)
-            self._loop.add_reader(sock.fileno(), self._readable, client)
+            self._gate.add(sock.fileno(), partial(self._readable, client))
             if client.pidfd is not None:
                 self._loop.add_reader(client.pidfd, self.end, client)
 
@@ -148,7 +154,7 @@ class Door:
             return
         if got is None:
             return
-        if client.granted and client.lane == DIRECT:
+        if client.granted and client.lane == DirectLane.name:
             self._on_frame(client.number, got[0])
             return
         if client.reserved_bytes:
@@ -175,6 +181,9 @@ class Door:
         elif client.lane not in self._lanes:
             message = f"there is no lane {attach.lane!r}; this farm has {', '.join(self._lanes)}"
             self._refuse(client, Reason.PROTOCOL, message)
+        elif attach.slot_count > config.slot_count_max:
+            message = f"{attach.slot_count} slots were asked for; slot_count_max allows {config.slot_count_max}"
+            self._refuse(client, Reason.BUDGET, message)
         elif attach.slot_bytes % 64:
             self._refuse(client, Reason.FRAME, f"slots of {attach.slot_bytes} bytes are no multiple of 64")
         elif sum(1 for other in self.clients.values() if other.reserved_bytes) >= config.clients_max:
@@ -261,7 +270,12 @@ class Door:
     def _send(self, client: Client, frame: bytes, fds: tuple[int, ...] = ()) -> bool:
         """False when the client is gone or does not read; its session is then over."""
         try:
-            if seqpacket.send(client.sock, frame, fds):
+            if client.lane == DirectLane.name:
+                # Behind the replies that wait there, if any do.
+                sent = self._direct.send(client.number, frame, fds)
+            else:
+                sent = seqpacket.send(client.sock, frame, fds)
+            if sent:
                 return True
             self._counters.clients_cut += 1
         except PeerGone:
@@ -300,14 +314,15 @@ class Door:
             client.timeout.cancel()
         if client.making is not None:
             client.making.cancel()
-        self._loop.remove_reader(client.sock.fileno())
+        # The lane may still watch the socket for writing: its session ends before the socket is closed.
+        if client.granted:
+            self._on_lost(client)
+        self._gate.remove(client.sock.fileno())
         client.sock.close()
         if client.pidfd is not None:
             self._loop.remove_reader(client.pidfd)
             os.close(client.pidfd)
-        if client.granted:
-            self._on_lost(client)
-        else:
+        if not client.granted:
             self.close_arena(client)
 
     def close_arena(self, client: Client) -> None:

@@ -1,7 +1,7 @@
 """The router's process: polls, decodes, asks the machine, performs what it says. One loop, no thread.
 
-A turn begins with whatever is readable: frames of clients, ends of runs, the supervisor's leash, or the timer. It goes
-machine.handle → `_perform`, and ends with the timer armed to the next due time.
+A turn begins with whatever is readable at the gate (frames of clients, ends of runs), with the supervisor's leash, or
+with the timer. It goes machine.handle → `_perform`, and ends with the timer armed to the next due time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import setproctitle
@@ -24,7 +25,8 @@ import uvloop
 from router import events as ev
 from router.config import RouterConfig
 from router.crew import Crew
-from router.door import DIRECT, Arena, Client, Door
+from router.door import Arena, Client, Door
+from router.gate import Gate
 from router.lanes import Lane
 from router.lanes.direct import DirectLane
 from router.lanes.zeromq import ZeroMqLane
@@ -90,19 +92,25 @@ class RouterService:
         self._allowed_gid = grp.getgrnam(config.service_group).gr_gid if config.service_group else None
         # Connecting to a Unix socket takes the right to write to it.
         mode = 0o660 if self._allowed_gid is not None else 0o600
-        self._zeromq = ZeroMqLane(
-            paths.lane_path(told.runtime_dir, told.epoch), mode, told.epoch, loop, self._counters, self._is_allowed
-        )
+        gate = Gate(loop, self._turn, self._is_full)
+        lane_path = paths.lane_path(told.runtime_dir, told.epoch)
+        self._zeromq = ZeroMqLane(lane_path, mode, told.epoch, loop, gate, self._counters, self._is_allowed)
         self._zeromq.on_readable = self._on_zeromq_readable
         self._direct = DirectLane(loop)
         self._lanes: dict[int, Lane] = {}
-        self._arrived: list[ev.Event] = []
+        self._gate = gate
+        self._events: list[ev.Event] = []
+        self._gathered = 0
+        self._in_turn = False
+        self._fds: list[int] = []
+        self._by_rule: dict[int, list[Reply]] = {}
         self._crew = Crew(
             loop=loop,
+            gate=gate,
             arena_of=self._arena_of,
             arenas_max=config.worker_arenas_max,
             private=config.isolation == "group",
-            on_events=self._on_worker_events,
+            on_event=self._on_worker_event,
             on_ready=self._on_worker_ready,
             on_inspected=self._on_inspected,
         )
@@ -114,12 +122,15 @@ class RouterService:
             config=config,
             counters=self._counters,
             loop=loop,
+            gate=gate,
             allowed=self._is_allowed,
             catalog=lambda: [self._model_frame(index) for index in range(len(config.models))],
             on_attached=self._on_attached,
             on_lost=self._on_client_lost,
-            on_frame=self._on_direct_frame,
+            on_frame=self._read,
+            direct=self._direct,
         )
+        self._perform = self._performers()
         if self._allowed_gid is not None:
             for path in (self._zeromq.path, self._door.path):
                 os.chown(path, -1, self._allowed_gid)
@@ -138,76 +149,91 @@ class RouterService:
 
     # One turn
 
-    def _turn(self, events: Sequence[ev.Event], fds: list[int] | None = None) -> None:
-        self._turns += 1
-        machine = self._machine
-        actions = machine.handle(events, time.monotonic_ns())
-        if actions:
-            self._perform(actions, fds)
+    def _happened(self, event: ev.Event) -> None:
+        """Of what is not gathered by the gate: a turn of its own."""
+        self._events.append(event)
+        self._turn()
+
+    def _turn(self) -> None:
+        """Hand what was gathered to the machine and do what it says, until that brings up nothing new."""
+        if self._in_turn:
+            return
+        machine, perform = self._machine, self._perform
+        self._in_turn = True
+        try:
+            while self._events:
+                events, self._events = self._events, []
+                self._gathered = 0
+                self._turns += 1
+                for action in machine.handle(events, time.monotonic_ns()):
+                    perform[type(action)](action)
+                if self._by_rule:
+                    self._send_by_rule()
+        finally:
+            self._in_turn = False
         self._timer.arm(machine.next_due_ns())
         self._zeromq.look_again()
 
-    def _perform(self, actions: list[ev.Action], fds: list[int] | None = None) -> None:
-        """Do what the machine says, runs first: a worker must not wait for replies to be encoded."""
-        by_rule: dict[int, list[Reply]] = {}
-        for action in actions:
-            if type(action) is ev.Dispatch:
-                self._crew.dispatch(action)
-        for action in actions:
-            match action:
-                case ev.Dispatch():
-                    pass
-                case ev.SendReplies(session, replies):
-                    self._send_replies(session, replies + by_rule.pop(session, []))
-                case ev.AnswerByRule():
-                    reply = self._ruling.answer(action)
-                    self._machine.rule_ended(reply.ending)
-                    by_rule.setdefault(action.session, []).append(reply)
-                case ev.SendRelease(session, ids):
-                    self._send(session, reply_codec.encode(Release(ids)))
-                case ev.SendRejected(session, reason, message):
-                    self._reject(session, reason, message)
-                case ev.SendOverflow():
-                    assert fds, "an overflow came without its memory file"
-                    self._door.send_overflow(action.session, action.id, action.payload_bytes, fds[action.position])
-                case ev.TerminateRun(worker, run):
-                    self._crew.terminate(worker, run)
-                case ev.KillWorker(worker, why):
-                    log.warning("worker_killed worker=%d why=%r", worker, why)
-                    self._crew.kill(worker)
-                case ev.StopWorker(worker):
-                    self._crew.stop(worker)
-                case ev.CloseArena(session):
-                    self._close_arena(session)
-                case ev.PublishModel(model):
-                    self._door.publish(self._model_frame(model))
-                case ev.TellDrained(refused):
-                    self._leash.tell(Drained(refused))
-        if by_rule:
-            for session, replies in by_rule.items():
-                self._send_replies(session, replies)
-            self._ruling.start_turn()
+    def _is_full(self) -> bool:
+        return self._gathered >= self._config.turn_requests
+
+    def _performers(self) -> dict[type[Any], Callable[[Any], None]]:
+        """What is done for each action. The machine puts runs before replies: no worker waits for an encoder."""
+        crew, door = self._crew, self._door
+        return {
+            ev.Dispatch: crew.dispatch,
+            ev.SendReplies: lambda action: self._send_replies(action.session, action.replies),
+            ev.AnswerByRule: self._answer_by_rule,
+            ev.SendRelease: lambda action: self._send(action.session, reply_codec.encode(Release(action.ids))),
+            ev.SendRejected: lambda action: self._reject(action.session, action.reason, action.message),
+            ev.SendOverflow: self._send_overflow,
+            ev.TerminateRun: lambda action: crew.terminate(action.worker, action.run),
+            ev.KillWorker: self._kill_worker,
+            ev.StopWorker: lambda action: crew.stop(action.worker),
+            ev.CloseArena: lambda action: self._close_arena(action.session),
+            ev.PublishModel: lambda action: door.publish(self._model_frame(action.model)),
+            ev.TellDrained: lambda action: self._leash.tell(Drained(action.refused)),
+        }
+
+    def _answer_by_rule(self, action: ev.AnswerByRule) -> None:
+        reply = self._ruling.answer(action)
+        self._machine.rule_ended(reply.ending)
+        self._by_rule.setdefault(action.session, []).append(reply)
+
+    def _send_by_rule(self) -> None:
+        by_rule, self._by_rule = self._by_rule, {}
+        for session, replies in by_rule.items():
+            self._send_replies(session, replies)
+        self._ruling.start_turn()
+
+    def _send_overflow(self, action: ev.SendOverflow) -> None:
+        assert self._fds, "an overflow came without its memory file"
+        self._door.send_overflow(action.session, action.id, action.payload_bytes, self._fds[action.position])
+
+    def _kill_worker(self, action: ev.KillWorker) -> None:
+        log.warning("worker_killed worker=%d why=%r", action.worker, action.why)
+        self._crew.kill(action.worker)
 
     def _on_timer(self) -> None:
         self._timer.fired()
-        self._turn([ev.TimePassed()])
+        self._happened(ev.TimePassed())
 
     # Clients
 
     def _on_attached(self, client: Client, token: bytes) -> None:
         assert client.arena is not None
         self._arenas[client.number] = (client, client.arena)
-        if client.lane == DIRECT:
+        if client.lane == self._direct.name:
             self._direct.admit(client.number, client.sock)
             self._lanes[client.number] = self._direct
         else:
             self._zeromq.admit(client.number, token)
             self._lanes[client.number] = self._zeromq
-        self._turn([ev.ClientAttached(client.number, client.arena.slot_count, client.arena.slot_bytes)])
+        self._happened(ev.ClientAttached(client.number, client.arena.slot_count, client.arena.slot_bytes))
 
     def _on_client_lost(self, client: Client) -> None:
         self._lanes.pop(client.number).end(client.number)
-        self._turn([ev.ClientLost(client.number)])
+        self._happened(ev.ClientLost(client.number))
 
     def _close_arena(self, session: int) -> None:
         client, _ = self._arenas.pop(session)
@@ -223,27 +249,11 @@ class RouterService:
             self._door.end(client)
 
     def _on_zeromq_readable(self) -> None:
-        frames = self._zeromq.receive(TURN_FRAMES)
-        if not frames:
-            return
-        events: list[ev.Event] = []
-        for session, frame in frames:
-            self._read(session, frame, events)
-        self._turn(events)
+        for session, frame in self._zeromq.receive(TURN_FRAMES):
+            self._read(session, frame)
 
-    def _on_direct_frame(self, session: int, frame: bytes) -> None:
-        """Frames of one pass of the loop make one turn: what came together runs together."""
-        if not self._arrived:
-            self._loop.call_soon(self._turn_of_arrived)
-        self._read(session, frame, self._arrived)
-
-    def _turn_of_arrived(self) -> None:
-        events, self._arrived = self._arrived, []
-        if events:
-            self._turn(events)
-
-    def _read(self, session: int, frame: bytes, events: list[ev.Event]) -> None:
-        """One frame of a client, as an event or as a fault of that client alone."""
+    def _read(self, session: int, frame: bytes) -> None:
+        """Gather one frame of a client, as an event or as a fault of that client alone."""
         self._counters.frames_in += 1
         try:
             message = request_codec.decode(frame)
@@ -252,11 +262,12 @@ class RouterService:
             return
         if type(message) is Submit:
             if message.epoch == self._epoch:
-                events.append(ev.RequestsArrived(session, message.requests))
+                self._events.append(ev.RequestsArrived(session, message.requests))
+                self._gathered += len(message.requests)
             else:
                 self._reject(session, Reason.STALE_EPOCH, f"this is epoch {self._epoch}, not {message.epoch}")
         elif type(message) is Cancel:
-            events.append(ev.RequestsCancelled(session, message.ids))
+            self._events.append(ev.RequestsCancelled(session, message.ids))
         elif type(message) is Hello:
             self._reject(session, Reason.FRAME, "a session says Hello once, and only on the ZeroMQ lane")
 
@@ -293,13 +304,18 @@ class RouterService:
 
     # Workers
 
-    def _on_worker_events(self, events: list[ev.Event], fds: list[int]) -> None:
-        self._turn(events, fds)
+    def _on_worker_event(self, event: ev.Event, fds: list[int]) -> None:
+        """Gather the end of a run. Descriptors are ours for this call only, and a death comes by its own way."""
+        self._events.append(event)
+        if fds or type(event) is not ev.RunFinished:
+            self._fds = fds
+            self._turn()
+            self._fds = []
 
     def _on_worker_ready(self, worker: int, ready: Ready) -> None:
         link = self._crew.links[worker]
         self._machine.models[link.model].has_rules = self._ruling.bind(link.model, ready.signature)
-        self._turn([ev.WorkerReady(worker, ready.signature, ready.costs)])
+        self._happened(ev.WorkerReady(worker, ready.signature, ready.costs))
         self._leash.tell(WorkerBecameReady(worker))
 
     def _model_frame(self, index: int) -> Model:
@@ -321,11 +337,11 @@ class RouterService:
         match message:
             case WorkerSpawned(worker, pid, model, cpus):
                 self._crew.add(worker, pid, model, cpus, fds)
-                self._turn([ev.WorkerBorn(worker, model)])
+                self._happened(ev.WorkerBorn(worker, model))
             case WorkerRetired(worker):
-                self._turn([ev.WorkerRetired(worker)])
+                self._happened(ev.WorkerRetired(worker))
             case DrainStarted(timeout_ms):
-                self._turn([ev.DrainStarted(timeout_ms * 1_000_000)])
+                self._happened(ev.DrainStarted(timeout_ms * 1_000_000))
             case StatusAsked(number):
                 facts = status_facts(self._epoch, self._turns, self._machine, self._door, self._crew)
                 self._leash.tell(Told(number, facts))
@@ -345,6 +361,7 @@ class RouterService:
         self._door.close()
         self._crew.close()
         self._zeromq.close()
+        self._gate.close()
         self._timer.close()
 
 

@@ -7,8 +7,10 @@ buffer; what does not fit waits here, bounded, and a client that lets it grow pa
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections import deque
+from collections.abc import Sequence
 
 from shm import seqpacket
 from shm.errors import PeerGone
@@ -25,19 +27,19 @@ class DirectLane:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._sockets: dict[int, socket.socket] = {}
-        self._waiting: dict[int, deque[bytes]] = {}
+        self._waiting: dict[int, deque[tuple[bytes, list[int]]]] = {}
 
     def admit(self, session: int, sock: socket.socket) -> None:
         self._sockets[session] = sock
 
-    def send(self, session: int, frame: bytes) -> bool:
-        """False when the frame cannot be queued: that client does not read, or is gone."""
+    def send(self, session: int, frame: bytes, fds: Sequence[int] = ()) -> bool:
+        """False when the frame cannot be queued: that client does not read. The descriptors stay the caller's."""
         sock = self._sockets.get(session)
         if sock is None:
             return False
         waiting = self._waiting.get(session)
         try:
-            if waiting is None and seqpacket.send(sock, frame):
+            if waiting is None and seqpacket.send(sock, frame, fds):
                 return True
         except PeerGone:
             # Its end of file is on the way and ends the session.
@@ -47,22 +49,29 @@ class DirectLane:
             self._loop.add_writer(sock.fileno(), self._writable, session)
         if len(waiting) >= FRAMES_WAITING_MAX:
             return False
-        waiting.append(frame)
+        waiting.append((frame, [os.dup(fd) for fd in fds]))
         return True
 
     def _writable(self, session: int) -> None:
         sock, waiting = self._sockets[session], self._waiting[session]
         try:
-            while waiting and seqpacket.send(sock, waiting[0]):
-                waiting.popleft()
+            while waiting and seqpacket.send(sock, *waiting[0]):
+                seqpacket.close_all(waiting.popleft()[1])
         except PeerGone:
-            waiting.clear()
+            self._drop(session, sock)
+            return
         if not waiting:
-            del self._waiting[session]
+            self._drop(session, sock)
+
+    def _drop(self, session: int, sock: socket.socket) -> None:
+        waiting = self._waiting.pop(session, None)
+        if waiting is not None:
             self._loop.remove_writer(sock.fileno())
+            for _, fds in waiting:
+                seqpacket.close_all(fds)
 
     def end(self, session: int) -> None:
         """The session is over; called before its socket is closed."""
         sock = self._sockets.pop(session, None)
-        if sock is not None and self._waiting.pop(session, None) is not None:
-            self._loop.remove_writer(sock.fileno())
+        if sock is not None:
+            self._drop(session, sock)

@@ -17,6 +17,7 @@ import zmq
 import zmq.backend
 
 from router.counters import Counters
+from router.gate import Gate
 from shm.client import Hello, request_codec
 from shm.errors import FrameRefused
 from shm.limits import FRAME_BYTES_MAX
@@ -42,6 +43,7 @@ class ZeroMqLane:
         mode: int,
         epoch: int,
         loop: asyncio.AbstractEventLoop,
+        gate: Gate,
         counters: Counters,
         allowed: Callable[[int, int], bool],
     ) -> None:
@@ -50,6 +52,7 @@ class ZeroMqLane:
         self.on_readable: Callable[[], None] = lambda: None
         self._epoch = epoch
         self._loop = loop
+        self._gate = gate
         self._counters = counters
         self._allowed = allowed
         self._session_of: dict[bytes, int] = {}
@@ -75,7 +78,7 @@ class ZeroMqLane:
         self._receive_part = compiled.recv.__get__(self._socket)
         self._send_part = compiled.send.__get__(self._socket)
         self._fds = [int(socket.getsockopt(zmq.FD)) for socket in (self._socket, self._zap)]
-        loop.add_reader(self._fds[0], self._readable)
+        gate.add(self._fds[0], self._readable)
         loop.add_reader(self._fds[1], self._answer_zap)
         # What came before the readers were there has used up its edge.
         loop.call_soon(self._answer_zap)
@@ -101,13 +104,14 @@ class ZeroMqLane:
 
     def look_again(self) -> None:
         """After sends, or a drain that stopped at its limit: frames may be there without a new edge."""
-        if not self._again and self._get(_EVENTS) & _POLLIN:
+        if self._session_of and not self._again and self._get(_EVENTS) & _POLLIN:
             self._again = True
             self._loop.call_soon(self._run_again)
 
     def _run_again(self) -> None:
         self._again = False
         self.on_readable()
+        self._gate.turn()
 
     def _meet(self, peer: bytes, parts: list[bytes]) -> None:
         """The first frame of a peer binds it to its session, or is dropped and counted."""
@@ -168,8 +172,8 @@ class ZeroMqLane:
         return self._allowed(uid, gid)
 
     def close(self) -> None:
-        for fd in self._fds:
-            self._loop.remove_reader(fd)
+        self._gate.remove(self._fds[0])
+        self._loop.remove_reader(self._fds[1])
         for socket in (self._socket, self._zap):
             socket.close(0)
         self._context.term()
