@@ -101,7 +101,7 @@ class ModelQueue:
 
         A request that must run alone, or has `rows_max` rows or more by itself, is its own batch.
         """
-        first_key = None
+        first_key: tuple[int, object] | None = None
         first: Entry | None = None
         for key in sorted(self._heaps, key=_priority_of) if len(self._heaps) > 1 else list(self._heaps):
             if first_key is not None and key[0] > first_key[0]:
@@ -115,7 +115,7 @@ class ModelQueue:
         heappop(self._heaps[first_key])
         self._uncount(first)
         rows = first.request.rows or 1
-        if not first.alone and members_max > 1:
+        if self.count and members_max > 1 and not first.alone:
             self._fill(batch, first_key[1], rows_max - rows, members_max - 1)
         return batch
 

@@ -112,8 +112,8 @@ class Crew:
         try:
             message = done_codec.decode(frame)
             if isinstance(message, Done):
-                if sum(1 for member in message.members if member.overflow_bytes) != len(fds):
-                    raise FrameRefused("descriptors and outputs of a run do not agree")
+                if fds or message.members:
+                    _check_overflows(message, fds)
                 event = ev.RunFinished(
                     link.worker,
                     message.run,
@@ -129,7 +129,8 @@ class Crew:
             else:
                 self._on_inspected(message)
         finally:
-            seqpacket.close_all(fds)
+            if fds:
+                seqpacket.close_all(fds)
 
     def _lose(self, link: Link) -> None:
         if link.lost:
@@ -255,3 +256,8 @@ class Crew:
             self._loop.remove_reader(link.pidfd)
             os.close(link.pidfd)
         self.links.clear()
+
+
+def _check_overflows(done: Done, fds: list[int]) -> None:
+    if sum(1 for member in done.members if member.overflow_bytes) != len(fds):
+        raise FrameRefused("descriptors and outputs of a run do not agree")

@@ -39,11 +39,12 @@ class Gate:
 
     def _pass(self) -> None:
         handlers = self._handlers
-        for fd, _ in self._poll(0, READY_MAX):
+        ready = self._poll(0, READY_MAX)
+        for fd, _ in ready:
             handler = handlers.get(fd)
             if handler is not None:
                 handler()
-                if self._full():
+                if len(ready) > 1 and self._full():
                     break
         self.turn()
 

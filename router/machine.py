@@ -54,6 +54,7 @@ class RouterMachine:
         self._drain_until_ns: int | None = None
         self._refused_by_drain = 0
         self._wake_ns: int | None = None
+        self._due_ns: int | None = None
         self._handlers: dict[type[Any], Callable[[Any, int], None]] = {
             ev.RequestsArrived: self._on_requests_arrived,
             ev.RunFinished: self._on_run_finished,
@@ -73,14 +74,20 @@ class RouterMachine:
         """One turn."""
         for event in events:
             self._handlers[type(event)](event, now_ns)
-        self._expire(now_ns)
+        # What came in this turn is not due yet, or would not have been queued.
+        if self._due_ns is not None and now_ns >= self._due_ns:
+            self._expire(now_ns)
         if self._admission.draining:
             self._finish_drain(now_ns)
         self._dispatch(now_ns)
+        self._due_ns = self._earliest_ns()
         return self._outbox.collect()
 
     def next_due_ns(self) -> int | None:
         """When the next turn is needed if nothing happens before."""
+        return self._due_ns
+
+    def _earliest_ns(self) -> int | None:
         due = self._wake_ns
         for model in self.models:
             if model.queue.count:
@@ -88,9 +95,10 @@ class RouterMachine:
                 if head is not None and (due is None or head < due):
                     due = head
         for run in self._runs.values():
-            for candidate in (run.due_ns, run.kill_ns or None):
-                if candidate is not None and (due is None or candidate < due):
-                    due = candidate
+            if run.due_ns is not None and (due is None or run.due_ns < due):
+                due = run.due_ns
+            if run.kill_ns and (due is None or run.kill_ns < due):
+                due = run.kill_ns
         if self._drain_until_ns is not None and (due is None or self._drain_until_ns < due):
             due = self._drain_until_ns
         return due
@@ -263,7 +271,8 @@ class RouterMachine:
             self.counters.runs_skipped += event.status == SKIPPED
             for entry in run.entries:
                 self._closing.end_unanswered(entry, now_ns)
-        self._stop_if_idle(worker)
+        if worker.state is WorkerState.DRAINING:
+            self._stop_if_idle(worker)
 
     # Time
 
@@ -322,8 +331,9 @@ class RouterMachine:
                     if now_ns < wake_ns:
                         self._wake_ns = wake_ns if self._wake_ns is None else min(self._wake_ns, wake_ns)
                         break
-                runs_max = self.config.prefetch_runs if model.costs.estimate(model.max_batch) < PREFETCH_NS else 1
-                worker = self.roster.pick(model.index, runs_max)
+                worker = self.roster.pick(model.index, 1)
+                if worker is None and model.costs.estimate(model.max_batch) < PREFETCH_NS:
+                    worker = self.roster.pick(model.index, self.config.prefetch_runs)
                 if worker is None:
                     break
                 batch = queue.take_batch(model.max_batch, model.members_max)

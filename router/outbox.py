@@ -36,7 +36,8 @@ class Outbox:
         """All of the turn; the outbox is empty after it. A Release never comes before its reply."""
         actions, self._actions = self._actions, []
         if self._replies:
-            actions.extend([ev.SendReplies(session, replies) for session, replies in self._replies.items()])
+            for session, replies in self._replies.items():
+                actions.append(ev.SendReplies(session, replies))
             self._replies = {}
         if self._releases:
             actions.extend([ev.SendRelease(session, ids) for session, ids in self._releases.items()])

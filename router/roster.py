@@ -31,9 +31,13 @@ class RunInHand:
         self.number = number
         self.worker = worker
         self.entries = entries
-        self.rows = sum(entry.request.rows or 1 for entry in entries)
+        self.rows = 0
         self.dispatched_ns = dispatched_ns
-        self.due_ns: int | None = min(entry.due_ns for entry in entries)
+        self.due_ns: int | None = entries[0].due_ns
+        for entry in entries:
+            self.rows += entry.request.rows or 1
+            if entry.due_ns < self.due_ns:
+                self.due_ns = entry.due_ns
         self.kill_ns = 0
 
     def refresh_due(self) -> None:

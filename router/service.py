@@ -130,6 +130,7 @@ class RouterService:
             on_frame=self._read,
             direct=self._direct,
         )
+        self._encode = reply_codec.encode
         self._perform = self._performers()
         if self._allowed_gid is not None:
             for path in (self._zeromq.path, self._door.path):
@@ -172,7 +173,8 @@ class RouterService:
         finally:
             self._in_turn = False
         self._timer.arm(machine.next_due_ns())
-        self._zeromq.look_again()
+        if self._zeromq.has_peers:
+            self._zeromq.look_again()
 
     def _is_full(self) -> bool:
         return self._gathered >= self._config.turn_requests
@@ -182,7 +184,7 @@ class RouterService:
         crew, door = self._crew, self._door
         return {
             ev.Dispatch: crew.dispatch,
-            ev.SendReplies: lambda action: self._send_replies(action.session, action.replies),
+            ev.SendReplies: self._send_turn,
             ev.AnswerByRule: self._answer_by_rule,
             ev.SendRelease: lambda action: self._send(action.session, reply_codec.encode(Release(action.ids))),
             ev.SendRejected: lambda action: self._reject(action.session, action.reason, action.message),
@@ -281,6 +283,16 @@ class RouterService:
             self._cut(session, "too many frames that could not be taken")
             return
         self._send(session, reply_codec.encode(Rejected(reason, message[:MESSAGE_CHARS_MAX])))
+
+    def _send_turn(self, action: ev.SendReplies) -> None:
+        """The usual frame: all replies of a turn to a client, in one."""
+        frame = self._encode(Replies(action.replies))
+        lane = self._lanes.get(action.session)
+        if len(frame) > FRAME_BYTES_MAX or lane is None or not lane.send(action.session, frame):
+            self._send_replies(action.session, action.replies)
+            return
+        self._counters.replies_out += len(action.replies)
+        self._counters.frames_out += 1
 
     def _send_replies(self, session: int, replies: list[Reply]) -> None:
         self._counters.replies_out += len(replies)

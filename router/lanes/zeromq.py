@@ -102,9 +102,14 @@ class ZeroMqLane:
                 self._meet(parts[0], parts)
         return frames
 
+    @property
+    def has_peers(self) -> bool:
+        """Whether any session is on this lane; who has none need not look again."""
+        return bool(self._session_of)
+
     def look_again(self) -> None:
         """After sends, or a drain that stopped at its limit: frames may be there without a new edge."""
-        if self._session_of and not self._again and self._get(_EVENTS) & _POLLIN:
+        if not self._again and self._get(_EVENTS) & _POLLIN:
             self._again = True
             self._loop.call_soon(self._run_again)
 
