@@ -121,7 +121,7 @@ class RuleBook:
             for variable in rule.variables:
                 if variable not in readers:
                     raise RuleRefused(
-                        f"rule {rule.name!r}: {variable!r} is no feature; known are {_some(sorted(readers))}"
+                        f"rule {rule.name!r}: {variable!r} is no feature; known are {_some(sorted(readers)) or 'none'}"
                     )
         self._readers = {name: readers[name] for name in self.variables}
         zeros = {name: _zero(signature.inputs[index]) for name, (index, _, _) in self._readers.items()}

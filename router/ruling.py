@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import msgspec
@@ -16,31 +15,41 @@ from shm.endings import Ending, Reason
 from shm.layout import Signature
 from shm.limits import MESSAGE_CHARS_MAX
 
-log = logging.getLogger("shmfarm.router")
-
 
 class Ruling:
-    """One book a model that has rules. Raises RuleRefused when one does not compile."""
+    """One book a model that has rules.
+
+    Raises:
+        RuleRefused: a rule does not compile; the message names model, rule and position.
+    """
 
     def __init__(self, models: list[ModelConfig], arena_of: Callable[[int], Arena | None]) -> None:
         self._models = models
         self._arena_of = arena_of
-        self._books = [RuleBook(model.rules) if model.rules else None for model in models]
+        self._books = [self._compile(model) for model in models]
         self._rows = [0] * len(models)
 
-    def bind(self, model: int, signature: Signature) -> bool:
-        """Fit the book to what the model file says. False when it does not fit: the model then serves without rules,
-        requests that run out of time end by name, and the log says why."""
-        book = self._books[model]
-        if book is None:
-            return False
+    @staticmethod
+    def _compile(model: ModelConfig) -> RuleBook | None:
+        if model.rules is None:
+            return None
         try:
-            book.bind(signature)
+            return RuleBook(model.rules)
         except RuleRefused as refused:
-            log.error("rules_refused model=%s error=%r", self._models[model].name, str(refused))
-            self._books[model] = None
-            return False
-        return True
+            raise RuleRefused(f"model {model.name}: {refused}") from refused
+
+    def bind(self, model: int, signature: Signature) -> None:
+        """Fit the book to what the model file says.
+
+        Raises:
+            RuleRefused: a rule names no feature of the model, or its answer does not fit the outputs.
+        """
+        book = self._books[model]
+        if book is not None:
+            try:
+                book.bind(signature)
+            except RuleRefused as refused:
+                raise RuleRefused(f"model {self._models[model].name}: {refused}") from refused
 
     def start_turn(self) -> None:
         self._rows = [0] * len(self._rows)
@@ -51,8 +60,9 @@ class Ruling:
         changes: dict[str, object]
         self._rows[action.model] += request.rows or 1
         try:
-            if book is None or arena is None:
-                raise RuleRefused("the rules or the client's memory are gone")
+            assert book is not None
+            if arena is None:
+                raise RuleRefused("the client is gone")
             if self._rows[action.model] > book.rows_max:
                 changes = {"ending": Ending.SHED, "reason": Reason.RULES_BUSY, "retry_after_ms": 1}
             else:

@@ -32,6 +32,7 @@ from router.lanes.direct import DirectLane
 from router.lanes.zeromq import ZeroMqLane
 from router.leash import FromSupervisor, Leash
 from router.machine import RouterMachine
+from router.rules import RuleRefused
 from router.ruling import Ruling
 from router.status import status_facts
 from router.timer import Timer
@@ -69,6 +70,8 @@ from shm.worker import Inspected, Ready
 log = logging.getLogger("shmfarm.router")
 
 CONFIGURED_WITHIN_S = 10.0
+UNUSABLE = 2
+"""Exit code for a configuration that this router cannot serve; starting it again will not help."""
 TURN_FRAMES = 256
 """Frames taken in one turn; with lists of requests in them a turn stays near its millisecond."""
 
@@ -82,6 +85,7 @@ class RouterService:
         self._epoch = told.epoch
         self._loop = loop
         self.stopped = asyncio.Event()
+        self.exit_code = 0
         self._machine = RouterMachine(config)
         self._counters = self._machine.counters
         self._ruling = Ruling(config.models, self._arena_of)
@@ -326,7 +330,14 @@ class RouterService:
 
     def _on_worker_ready(self, worker: int, ready: Ready) -> None:
         link = self._crew.links[worker]
-        self._machine.models[link.model].has_rules = self._ruling.bind(link.model, ready.signature)
+        try:
+            self._ruling.bind(link.model, ready.signature)
+        except RuleRefused as refused:
+            # Better no farm than one that has no answer when time runs out, which is when it would be noticed.
+            log.error("rules_refused %s", refused)
+            self.exit_code = UNUSABLE
+            self.stopped.set()
+            return
         self._happened(ev.WorkerReady(worker, ready.signature, ready.costs))
         self._leash.tell(WorkerBecameReady(worker))
 
@@ -388,7 +399,7 @@ async def _serve(leash: socket.socket, told: RouterConfigured) -> int:
     gc.set_threshold(50_000, 20, 100)
     await service.stopped.wait()
     service.close()
-    return 0
+    return service.exit_code
 
 
 def main(leash: socket.socket) -> int:
@@ -405,4 +416,8 @@ def main(leash: socket.socket) -> int:
         return 1
     told = to_router_codec.decode(got[0])
     assert isinstance(told, RouterConfigured)
-    return uvloop.run(_serve(leash, told))
+    try:
+        return uvloop.run(_serve(leash, told))
+    except RuleRefused as refused:
+        log.error("rules_refused %s", refused)
+        return UNUSABLE

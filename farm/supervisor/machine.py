@@ -167,10 +167,10 @@ class Machine:
             self._record("router_ended", how=event.how)
             self._end_workers(now_ns, at_once=True)
             return
-        if not self.router_ever_listened:
-            self.router_deaths_unready += 1
+        if not self.announced:
+            self.router_deaths_unready += not self.router_ever_listened
             if event.status == exits.USAGE or self.router_deaths_unready >= DEATHS_UNREADY_MAX:
-                self._give_up(f"the router ended before it could listen ({event.how}); the lines above say why")
+                self._give_up(f"the router ended before the farm was ready ({event.how}); the lines above say why")
                 return
         delay_ns = router.backoff.next_ns(now_ns, was_listening_ns)
         router.epoch = max(router.epoch + 1, now_ns // MS)
