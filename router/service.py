@@ -27,27 +27,19 @@ from router.config import RouterConfig
 from router.crew import Crew
 from router.door import Arena, Client, Door
 from router.gate import Gate
-from router.lanes import Lane
 from router.lanes.direct import DirectLane
 from router.lanes.zeromq import ZeroMqLane
 from router.leash import FromSupervisor, Leash
 from router.machine import RouterMachine
+from router.post import Post
 from router.rules import RuleRefused
 from router.ruling import Ruling
 from router.status import status_facts
 from router.timer import Timer
 from shm import paths, seqpacket
 from shm.client import (
-    Cancel,
-    Hello,
     Model,
-    Rejected,
-    Release,
-    Replies,
     Reply,
-    Submit,
-    reply_codec,
-    request_codec,
 )
 from shm.control import (
     Drained,
@@ -62,9 +54,7 @@ from shm.control import (
     WorkerSpawned,
     to_router_codec,
 )
-from shm.endings import Reason
-from shm.errors import FrameRefused, PeerGone
-from shm.limits import FRAME_BYTES_MAX, MESSAGE_CHARS_MAX
+from shm.errors import PeerGone
 from shm.worker import Inspected, Ready
 
 log = logging.getLogger("shmfarm.router")
@@ -101,7 +91,7 @@ class RouterService:
         self._zeromq = ZeroMqLane(lane_path, mode, told.epoch, loop, gate, self._counters, self._is_allowed)
         self._zeromq.on_readable = self._on_zeromq_readable
         self._direct = DirectLane(loop)
-        self._lanes: dict[int, Lane] = {}
+        self._post = Post(told.epoch, config.faults_max, self._counters, self._client_of, self._cut)
         self._gate = gate
         self._events: list[ev.Event] = []
         self._gathered = 0
@@ -131,10 +121,9 @@ class RouterService:
             catalog=lambda: [self._model_frame(index) for index in range(len(config.models))],
             on_attached=self._on_attached,
             on_lost=self._on_client_lost,
-            on_frame=self._read,
+            on_frame=self._on_frame,
             direct=self._direct,
         )
-        self._encode = reply_codec.encode
         self._perform = self._performers()
         if self._allowed_gid is not None:
             for path in (self._zeromq.path, self._door.path):
@@ -147,6 +136,9 @@ class RouterService:
         """The farm's own user, root, and the configured group (by primary group; the directory's mode has let in
         those who are members of it otherwise)."""
         return uid in (0, os.geteuid()) or self._allowed_gid is not None
+
+    def _client_of(self, session: int) -> Client | None:
+        return self._door.clients.get(session)
 
     def _arena_of(self, session: int) -> Arena | None:
         known = self._arenas.get(session)
@@ -185,13 +177,13 @@ class RouterService:
 
     def _performers(self) -> dict[type[Any], Callable[[Any], None]]:
         """What is done for each action. The machine puts runs before replies: no worker waits for an encoder."""
-        crew, door = self._crew, self._door
+        crew, door, post = self._crew, self._door, self._post
         return {
             ev.Dispatch: crew.dispatch,
-            ev.SendReplies: self._send_turn,
+            ev.SendReplies: lambda action: post.send_replies(action.session, action.replies),
             ev.AnswerByRule: self._answer_by_rule,
-            ev.SendRelease: lambda action: self._send(action.session, reply_codec.encode(Release(action.ids))),
-            ev.SendRejected: lambda action: self._reject(action.session, action.reason, action.message),
+            ev.SendRelease: post.release,
+            ev.SendRejected: lambda action: post.reject(action.session, action.reason, action.message),
             ev.SendOverflow: self._send_overflow,
             ev.TerminateRun: lambda action: crew.terminate(action.worker, action.run),
             ev.KillWorker: self._kill_worker,
@@ -209,7 +201,7 @@ class RouterService:
     def _send_by_rule(self) -> None:
         by_rule, self._by_rule = self._by_rule, {}
         for session, replies in by_rule.items():
-            self._send_replies(session, replies)
+            self._post.send_replies(session, replies)
         self._ruling.start_turn()
 
     def _send_overflow(self, action: ev.SendOverflow) -> None:
@@ -231,14 +223,14 @@ class RouterService:
         self._arenas[client.number] = (client, client.arena)
         if client.lane == self._direct.name:
             self._direct.admit(client.number, client.sock)
-            self._lanes[client.number] = self._direct
+            self._post.lanes[client.number] = self._direct
         else:
             self._zeromq.admit(client.number, token)
-            self._lanes[client.number] = self._zeromq
+            self._post.lanes[client.number] = self._zeromq
         self._happened(ev.ClientAttached(client.number, client.arena.slot_count, client.arena.slot_bytes))
 
     def _on_client_lost(self, client: Client) -> None:
-        self._lanes.pop(client.number).end(client.number)
+        self._post.lanes.pop(client.number).end(client.number)
         self._happened(ev.ClientLost(client.number))
 
     def _close_arena(self, session: int) -> None:
@@ -248,7 +240,7 @@ class RouterService:
 
     def _cut(self, session: int, why: str) -> None:
         """End a session whose client breaks the protocol or does not read."""
-        client = self._door.clients.get(session)
+        client = self._client_of(session)
         if client is not None:
             self._counters.clients_cut += 1
             log.warning("client_cut session=%d pid=%d why=%r", session, client.pid, why)
@@ -256,67 +248,15 @@ class RouterService:
 
     def _on_zeromq_readable(self) -> None:
         for session, frame in self._zeromq.receive(TURN_FRAMES):
-            self._read(session, frame)
+            self._on_frame(session, frame)
 
-    def _read(self, session: int, frame: bytes) -> None:
-        """Gather one frame of a client, as an event or as a fault of that client alone."""
-        self._counters.frames_in += 1
-        try:
-            message = request_codec.decode(frame)
-        except FrameRefused as refused:
-            self._reject(session, Reason.FRAME, str(refused))
-            return
-        if type(message) is Submit:
-            if message.epoch == self._epoch:
-                self._events.append(ev.RequestsArrived(session, message.requests))
-                self._gathered += len(message.requests)
-            else:
-                self._reject(session, Reason.STALE_EPOCH, f"this is epoch {self._epoch}, not {message.epoch}")
-        elif type(message) is Cancel:
-            self._events.append(ev.RequestsCancelled(session, message.ids))
-        elif type(message) is Hello:
-            self._reject(session, Reason.FRAME, "a session says Hello once, and only on the ZeroMQ lane")
-
-    def _reject(self, session: int, reason: int, message: str) -> None:
-        self._counters.frames_rejected += 1
-        client = self._door.clients.get(session)
-        if client is None:
-            return
-        client.faults += 1
-        if client.faults > self._config.faults_max:
-            self._cut(session, "too many frames that could not be taken")
-            return
-        self._send(session, reply_codec.encode(Rejected(reason, message[:MESSAGE_CHARS_MAX])))
-
-    def _send_turn(self, action: ev.SendReplies) -> None:
-        """The usual frame: all replies of a turn to a client, in one."""
-        frame = self._encode(Replies(action.replies))
-        lane = self._lanes.get(action.session)
-        if len(frame) > FRAME_BYTES_MAX or lane is None or not lane.send(action.session, frame):
-            self._send_replies(action.session, action.replies)
-            return
-        self._counters.replies_out += len(action.replies)
-        self._counters.frames_out += 1
-
-    def _send_replies(self, session: int, replies: list[Reply]) -> None:
-        self._counters.replies_out += len(replies)
-        frame = reply_codec.encode(Replies(replies))
-        if len(frame) > FRAME_BYTES_MAX and len(replies) > 1:
-            middle = len(replies) // 2
-            self._counters.replies_out -= len(replies)
-            self._send_replies(session, replies[:middle])
-            self._send_replies(session, replies[middle:])
-            return
-        self._send(session, frame)
-
-    def _send(self, session: int, frame: bytes) -> None:
-        lane = self._lanes.get(session)
-        if lane is None:
-            return
-        self._counters.frames_out += 1
-        if not lane.send(session, frame):
-            # No reply is dropped while a session lives; so this one does not.
-            self._cut(session, "a reply could not be queued: it does not read")
+    def _on_frame(self, session: int, frame: bytes) -> None:
+        """Gather one frame of a client."""
+        event = self._post.read(session, frame)
+        if event is not None:
+            self._events.append(event)
+            if type(event) is ev.RequestsArrived:
+                self._gathered += len(event.requests)
 
     # Workers
 
