@@ -67,7 +67,7 @@ class RouterMachine:
             ev.WorkerLost: self._on_worker_lost,
             ev.WorkerGone: self._on_worker_gone,
             ev.DrainStarted: self._on_drain_started,
-            ev.TimePassed: self._on_time_passed,
+            ev.TimePassed: lambda event, now_ns: None,
         }
 
     def handle(self, events: Sequence[ev.Event], now_ns: int) -> list[ev.Action]:
@@ -276,9 +276,6 @@ class RouterMachine:
 
     # Time
 
-    def _on_time_passed(self, event: ev.TimePassed, now_ns: int) -> None:
-        pass
-
     def _expire(self, now_ns: int) -> None:
         """Answer everything that is due, kill what was told to stop and did not."""
         for model in self.models:
@@ -350,7 +347,7 @@ class RouterMachine:
         members = []
         not_after_ns = 0
         for entry in batch:
-            request = entry.request
+            session, request = entry.session.number, entry.request
             assert entry.state is State.QUEUED
             assert request.deadline_ns > now_ns, "an expired request never starts"
             entry.state = State.RUNNING
@@ -358,14 +355,10 @@ class RouterMachine:
             entry.dispatched_ns = now_ns
             if request.deadline_ns > not_after_ns:
                 not_after_ns = request.deadline_ns
-            members.append(
-                Member(entry.session.number, request.slot, request.slot_count, request.rows, request.tensors)
-            )
+            members.append(Member(session, request.slot, request.slot_count, request.rows, request.tensors))
         self.counters.runs += 1
         self.counters.rows += run.rows
         self._outbox.act(ev.Dispatch(worker.number, run.number, not_after_ns, members))
-
-    # Farm
 
     def _publish(self, model: ModelState) -> None:
         ready = self.roster.ready_count(model.index) > 0
