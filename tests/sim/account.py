@@ -93,7 +93,7 @@ class Account:
 
     # What the world does
 
-    def asked(self, session: int, request: Request, now_ns: int) -> None:
+    def asked(self, session: int, request: Request) -> None:
         seen = self.sessions.setdefault(session, SeenSession())
         assert request.id not in seen.requests
         seen.requests[request.id] = Asked(request)

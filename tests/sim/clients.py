@@ -95,7 +95,9 @@ class SimClient:
         world = self.world
         for request in requests:
             self.open[request.id] = request
-            world.truth.asked(self.session, request, world.now_ns)
+            world.truth.asked(self.session, request)
+            if world.chance("poison"):
+                world.poisonous.add((self.session, request.slot))
             if world.chance("cancel"):
                 world.after(world.rng.randint(0, 20 * MS), self.cancel, request.id, self.session)
             elif world.chance("gives_up"):
@@ -196,6 +198,7 @@ class SimClient:
                 self.parked[reply.id] = request
             else:
                 self.pool.release(request.slot, request.slot_count)
+            self.world.poisonous.discard((session, request.slot))
 
     def hear_release(self, session: int, ids: list[int]) -> None:
         if session != self.session:

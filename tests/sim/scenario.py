@@ -115,6 +115,8 @@ def draw(seed: int) -> Scenario:
             "retire": 1.0 * (severity > 0.5),
             "nonsense": 0.001 * severity,
             "outlier": 0.01,
+            "poison": 0.001 * severity,
+            "late": 0.005 * severity,
         },
         router_life_ns=rng.choice((0, 0, 400 * interval_ns)) if severity else 0,
         drain=rng.random() < 0.25,

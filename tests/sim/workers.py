@@ -34,8 +34,8 @@ class SimWorker:
         self.gone = False
         self.stopping = False
         self.hanging = False
-        self.out_ns = 0
-        """When its last message is through: a socket keeps order."""
+        self.in_ns = self.out_ns = 0
+        """When the last message to it, and from it, is through: a socket keeps order."""
         self.life = 0
         self.known_in = world.epoch
         """The router that has heard of it."""
@@ -87,6 +87,7 @@ class SimWorker:
 
     def reset(self) -> None:
         """The router is gone: stop, drop every mapping, report to the next one."""
+        self.in_ns = 0
         self.life += 1
         self.known_in = self.world.epoch
         self.inbox.clear()
@@ -111,7 +112,8 @@ class SimWorker:
             self.hanging = True
         else:
             took = self.draw_run_ns(run)
-            if world.chance("die_in_run"):
+            deadly = any((member.session, member.slot) in world.poisonous for member in run.members)
+            if deadly or world.chance("die_in_run"):
                 world.after(world.rng.randint(0, took), self.die_in, self.life)
             world.after(took, self.end, run, RAN, now, self.life)
 

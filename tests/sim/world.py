@@ -48,6 +48,8 @@ class World:
         self.inbox: list[ev.Event] = []
         self.clients: dict[int, SimClient] = {}
         self.workers: dict[int, SimWorker] = {}
+        self.poisonous: set[tuple[int, int]] = set()
+        """(session, slot) of inputs that kill every worker that runs them."""
         self.quiet = False
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = 0
@@ -196,7 +198,12 @@ class World:
     def _perform(self, action: ev.Action) -> None:
         match action:
             case ev.Dispatch(number):
-                self.after(self.rng.randint(10_000, 60_000), self._hand_over, action, number, self.epoch)
+                worker = self.workers[number]
+                delay_ns = (
+                    self.rng.randint(50 * MS, 500 * MS) if self.chance("late") else self.rng.randint(10_000, 60_000)
+                )
+                worker.in_ns = max(worker.in_ns + 1, self.now_ns + delay_ns)
+                self.at(worker.in_ns, self._hand_over, action, number, self.epoch)
             case ev.SendReplies(session, replies):
                 self._tell_client(session, SimClient.hear_replies, replies)
             case ev.AnswerByRule(session, _, _, reply):
@@ -204,7 +211,8 @@ class World:
             case ev.SendRelease(session, ids):
                 self._tell_client(session, SimClient.hear_release, ids)
             case ev.TerminateRun(number, run):
-                self.after(self.rng.randint(10_000, 60_000), self.workers[number].terminate, run)
+                # A watcher thread may have to wait for the interpreter; meanwhile the worker gets to the run by itself.
+                self.after(self.rng.choice((30_000, 30_000, 10 * MS)), self.workers[number].terminate, run)
             case ev.KillWorker(number):
                 worker = self.workers.get(number)
                 if worker is not None:
