@@ -111,17 +111,23 @@ class ZeroMQLane:
 
 
 class DirectLane:
-    """Requests and replies on the attach socket. The socket is the session's."""
+    """Requests and replies on the attach socket. The socket is the session's.
+
+    Its descriptor stays readable while there is more, so one look in vain is spared: after a send, whose owner
+    receives because of ZeroMQ, and after a frame. Each costs a system call and an exception, 4 us.
+    """
 
     name = "direct"
 
     def __init__(self, attach: socket.socket) -> None:
         self._attach = attach
         self.descriptor = attach.fileno()
+        self._look = True
         self._aside: deque[tuple[bytes, list[int]]] = deque()
         self._gone: PeerGone | None = None
 
     def send(self, frame: bytes) -> bool:
+        self._look = False
         try:
             return seqpacket.send(self._attach, frame)
         except PeerGone as error:
@@ -130,10 +136,14 @@ class DirectLane:
             return True
 
     def receive(self) -> bytes | None:
+        if not self._look and self._gone is None:
+            self._look = True
+            return None
         try:
             while (got := seqpacket.receive(self._attach, DESCRIPTORS_MAX)) is not None:
                 frame = got[0]
                 if len(frame) > 1 and frame[1] >= REPLY_TAG_MIN:
+                    self._look = False
                     return frame
                 self._aside.append(got)
         except PeerGone as error:
