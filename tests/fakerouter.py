@@ -1,4 +1,4 @@
-"""A router in a thread, for the client's tests: it speaks attach and the ZeroMQ lane for real, and does what it is told.
+"""A router in a thread, for the client's tests: attach and both lanes for real, and it does what it is told.
 
 It answers from numpy functions, at once or when the test says so, and can be silent, refuse, die and come again with
 the next epoch. Every frame that a client sent is kept in `frames`, every request in `requests`.
@@ -93,12 +93,15 @@ class Attached:
         self.fds = [segment.create_sealed("fake-in", size), segment.create_sealed("fake-out", size)]
         self.inbound = segment.map_memory(self.fds[0], size, writable=False)
         self.out = segment.map_memory(self.fds[1], size, writable=True)
+        self.direct = asked.lane != "zeromq"
         self.routing: bytes | None = None
 
     def close(self) -> None:
         self.socket.close()
         seqpacket.close_all(self.fds)
         self.fds = []
+        self.inbound.close()
+        self.out.close()
 
 
 class FakeRouter:
@@ -237,6 +240,7 @@ class FakeRouter:
                 self._turn()
         finally:
             self._listener.close()
+            self.kept = []
             for client in self.clients:
                 client.close()
             self._lane.close(0)
@@ -261,12 +265,6 @@ class FakeRouter:
             except BlockingIOError:
                 break
             self._attach(sock)
-        for client in list(self.clients):
-            try:
-                seqpacket.receive(client.socket)
-            except PeerGone:
-                client.close()
-                self.clients.remove(client)
         self._drain()
 
     def _attach(self, sock: socket.socket) -> None:
@@ -287,6 +285,13 @@ class FakeRouter:
         self.clients.append(client)
         if self._mute:
             return
+        try:
+            self._welcome(client)
+        except PeerGone:
+            client.close()
+            self.clients.remove(client)
+
+    def _welcome(self, client: Attached) -> None:
         told = wire.Attached(
             self._protocol,
             client.number,
@@ -294,48 +299,64 @@ class FakeRouter:
             client.token,
             client.slot_count,
             client.slot_bytes,
-            "zeromq",
+            "direct" if client.direct else "zeromq",
             paths.lane_path(self._runtime_dir, self.epoch),
             len(self.models),
         )
         out = segment.reopen_read_only(client.fds[1])
-        seqpacket.send(sock, wire.welcome_codec.encode(told), [client.fds[0], out])
-        os.close(out)
+        try:
+            seqpacket.send(client.socket, wire.welcome_codec.encode(told), [client.fds[0], out])
+        finally:
+            os.close(out)
         for each in self.models.values():
-            seqpacket.send(sock, wire.welcome_codec.encode(each))
+            seqpacket.send(client.socket, wire.welcome_codec.encode(each))
 
     def _drain(self) -> None:
         while True:
             try:
                 routing, frame = self._lane.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                break
             message = wire.request_codec.decode(frame)
-            self.frames.append(message)
             if isinstance(message, wire.Hello):
+                self.frames.append(message)
                 for client in self.clients:
                     if client.token == message.token:
                         client.routing = routing
                 continue
-            client = next((c for c in self.clients if c.routing == routing), None)
-            if client is None or self.mode == "silent":
-                continue
-            if isinstance(message, wire.Cancel):
-                gone = [(c, r) for c, r in self.kept if c is client and r.id in message.ids]
-                self.kept = [kept for kept in self.kept if kept not in gone]
-                if gone:
-                    ended = [wire.Reply(r.id, Ending.CANCELLED, Reason.CANCELLED) for _, r in gone]
-                    self._to(client, wire.Replies(ended))
-                continue
-            self.requests += message.requests
-            if self.mode == "hold":
-                self.kept += [(client, request) for request in message.requests]
-            else:
-                self._to(client, wire.Replies([self._reply(client, r) for r in message.requests]))
+            self._take(next((c for c in self.clients if c.routing == routing), None), message)
+        for client in list(self.clients):
+            try:
+                while (got := seqpacket.receive(client.socket)) is not None:
+                    self._take(client, wire.request_codec.decode(got[0]))
+            except PeerGone:
+                client.close()
+                self.clients.remove(client)
+
+    def _take(self, client: Attached | None, message: Any) -> None:
+        self.frames.append(message)
+        if client is None or self.mode == "silent":
+            return
+        if isinstance(message, wire.Cancel):
+            gone = [(c, r) for c, r in self.kept if c is client and r.id in message.ids]
+            self.kept = [kept for kept in self.kept if kept not in gone]
+            if gone:
+                ended = [wire.Reply(r.id, Ending.CANCELLED, Reason.CANCELLED) for _, r in gone]
+                self._to(client, wire.Replies(ended))
+            return
+        self.requests += message.requests
+        if self.mode == "hold":
+            self.kept += [(client, request) for request in message.requests]
+        else:
+            self._to(client, wire.Replies([self._reply(client, r) for r in message.requests]))
 
     def _to(self, client: Attached, message: Any) -> None:
+        frame = wire.reply_codec.encode(message)
+        if client.direct:
+            assert seqpacket.send(client.socket, frame), "the client does not read"
+            return
         assert client.routing is not None
-        self._lane.send_multipart([client.routing, wire.reply_codec.encode(message)])
+        self._lane.send_multipart([client.routing, frame])
 
     # what it answers
 
@@ -376,7 +397,8 @@ class FakeRouter:
         plan = RowPlan(signature.outputs)
         room = request.slot_count * client.slot_bytes
         base = request.slot * client.slot_bytes
-        if plan.fits and not inline and plan.payload_bytes(request.rows) <= room:
+        declared = plan.fits and all(np.shape(r) == plan.dims(i, request.rows) for i, r in enumerate(results))
+        if declared and not inline and plan.payload_bytes(request.rows) <= room:
             for offset, result in zip(plan.offsets(request.rows), results, strict=True):
                 tensors.write(client.out, base + offset, np.asarray(result), CODES[result.dtype.name])
             return {}

@@ -38,6 +38,8 @@ UNKNOWN_DEADLINE_NS: Final = 2_000_000_000
 STALL_NS: Final = 1_000_000_000
 """A lane that takes no frame for so long, while the attach socket stands, has lost its connection."""
 
+SEND_AGAIN_NS: Final = 1_000_000
+
 
 class Engine:
     """One client's requests, over all of its sessions.
@@ -140,6 +142,8 @@ class Engine:
             return
         session = self.session
         if session is not None and (hear or self.conditions.unheard):
+            # The direct lane hears only what a receive has come upon.
+            drain(session, self._finish_ticket)
             hear_attach(session, self._finish_ticket)
             if not session.lost:
                 self.conditions.heard(session)
@@ -235,7 +239,8 @@ class Engine:
             if self._wanted():
                 return min(self.next_due_ns, self.link.wake_at_ns())
         elif session.blocked_ns and self.outbox.wanted(session):
-            return min(self.next_due_ns, session.blocked_ns + STALL_NS)
+            # The direct lane does not tell when it takes frames again, but by a reply.
+            return min(self.next_due_ns, monotonic_ns() + SEND_AGAIN_NS)
         return self.next_due_ns
 
     def descriptors(self) -> tuple[int, int]:
@@ -258,8 +263,9 @@ class Engine:
         """Close every descriptor. After `shut`, once nobody polls."""
         if self.session is not None:
             self._drop(self.session)
+        for ticket in (*self.waiting, *self.outbox.empty()):
+            ticket.session = None
         self.waiting.clear()
-        self.outbox.empty()
         self.link.close()
 
     def abandon(self) -> object:

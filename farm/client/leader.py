@@ -61,6 +61,22 @@ class Turns:
             finally:
                 self.state.release()
 
+    def step(self) -> None:
+        """As `push`, and open and close what is due: for callers who may never wait. Left to whoever leads, if
+        somebody does."""
+        if not self._leadership.acquire(False):
+            self.push()
+            return
+        try:
+            with self.state:
+                self._work = False
+                self._engine.advance(hear=True)
+        finally:
+            self._leadership.release()
+        if self._work:
+            self.push()
+        self._pass_on()
+
     def wait(self, pending: Pending) -> None:
         """Until it is done, which its deadline sees to at the latest."""
         try:
@@ -76,8 +92,7 @@ class Turns:
             self.forget(pending)
             raise
         finally:
-            if self._followers and not self._leadership.locked():
-                self._promote()
+            self._pass_on()
 
     def _lead(self, pending: Pending) -> None:
         engine = self._engine
@@ -127,12 +142,14 @@ class Turns:
                 self._engine.expire(monotonic_ns())
             self.push()
 
-    def _promote(self) -> None:
-        try:
-            _, waiter = self._followers.popitem()
-        except KeyError:
-            return
-        waiter.release()
+    def _pass_on(self) -> None:
+        """Somebody must lead while anybody waits."""
+        if self._followers and not self._leadership.locked():
+            try:
+                _, waiter = self._followers.popitem()
+            except KeyError:
+                return
+            waiter.release()
 
     def notify(self, pending: Pending) -> None:
         waiter = self._followers.pop(pending, None)

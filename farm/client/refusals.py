@@ -6,7 +6,7 @@ from typing import Any
 
 from farm.client.session import Session
 from farm.client.tickets import Ticket, Watch
-from farm.errors import DeadlineExceeded, FarmError, NoFreeSlot, Overloaded, Unavailable
+from farm.errors import DeadlineExceeded, FarmError, ModelNotFound, NoFreeSlot, Overloaded, Unavailable
 from shm.endings import Reason
 
 
@@ -22,7 +22,7 @@ def overdue(ticket: Ticket, session: Session | None, why: str) -> FarmError:
         return DeadlineExceeded(message, reason=Reason.TIMEOUT.code, **about)
     if session.blocked_ns:
         return Unavailable(f"the router took no frame {within}", reason=Reason.UNAVAILABLE.code, **about)
-    if ticket.served is None or ticket.served.inputs is None:
+    if not _is_ready(ticket, session):
         message = f"no worker of {ticket.model} was ready {within}; see `farm status`, or call wait_ready first"
         return Overloaded(message, reason=Reason.NO_WORKER.code, **about)
     return NoFreeSlot(
@@ -53,3 +53,10 @@ def not_there(watch: Watch, session: Session | None, why: str) -> FarmError:
 
 def closed_error() -> FarmError:
     return Unavailable("this client is closed; make a new one", reason=Reason.UNAVAILABLE.code)
+
+
+def _is_ready(ticket: Ticket, session: Session) -> bool:
+    try:
+        return session.catalog.find(ticket.model, ticket.version).inputs is not None
+    except ModelNotFound:
+        return False

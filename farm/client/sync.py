@@ -144,30 +144,32 @@ class Client(BaseClient):
             self._turns.push()
             if not engine.open_now(ticket):
                 raise no_free_slot(ticket, self._settings.slot_count)
-        if flush or len(engine.outbox.tickets) >= GATHERED_MAX:
+        if engine.session is None:
+            self._turns.step()
+        elif flush or len(engine.outbox.tickets) >= GATHERED_MAX:
             self._turns.push()
         return ticket
 
     def flush(self) -> None:
         """Send what `submit(flush=False)` has gathered."""
-        self._turns.push()
+        self._turns.step()
 
     def completions(self, timeout: float | None = None) -> list[Ticket]:
         """Tickets of `submit` that have ended since the last call; their `result()` says how.
 
         timeout: seconds to wait for the first; None: until one has ended or none is open.
         """
-        self._turns.push()
         engine = self._engine
+        self._turns.step()
+        if engine.next_due_ns <= monotonic_ns():
+            with self._turns.state:
+                engine.expire(monotonic_ns())
+            self._turns.push()
         if not engine.finished and engine.submitted and timeout != 0:
             reap = Reap(FOREVER_NS if timeout is None else after(timeout))
             with self._turns.state:
                 engine.reap(reap)
             self._turns.wait(reap)
-        elif engine.next_due_ns <= monotonic_ns():
-            with self._turns.state:
-                engine.expire(monotonic_ns())
-            self._turns.push()
         return engine.take_finished()
 
     def lease(self, model: str, shapes: Mapping[str, tuple[Any, Any]], *, version: Version = None) -> Lease:
