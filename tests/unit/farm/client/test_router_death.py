@@ -171,9 +171,11 @@ def test_refused_attach_has_the_figures(make, runtime_dir):
 
 
 def test_other_protocol_is_named(make, runtime_dir):
-    with FakeRouter(runtime_dir, protocol=99):
-        with pytest.raises(errors.ProtocolMismatch, match=r"protocol 99; this client speaks protocol 1"):
-            make().infer("double", X, deadline_ms=5000)
+    with (
+        FakeRouter(runtime_dir, protocol=99),
+        pytest.raises(errors.ProtocolMismatch, match=r"protocol 99; this client speaks protocol 1"),
+    ):
+        make().infer("double", X, deadline_ms=5000)
 
 
 def test_router_that_dies_while_a_memory_file_is_awaited(make, routers):
