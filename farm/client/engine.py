@@ -210,7 +210,6 @@ class Engine:
             self._sweep()
 
     def watch(self, watch: Watch) -> None:
-        """Wait for a condition."""
         if self.closed:
             raise closed_error()
         self.conditions.watch(watch)
@@ -226,7 +225,6 @@ class Engine:
         self.next_due_ns = min(self.next_due_ns, reap.deadline_ns)
 
     def forget(self, pending: Pending) -> None:
-        """Its caller is gone."""
         self.cancel(pending) if isinstance(pending, Ticket) else self.conditions.forget(pending)
 
     def take_finished(self) -> list[Ticket]:
@@ -307,9 +305,8 @@ class Engine:
         return bool(self.waiting or self.outbox.tickets or self.conditions.watches)
 
     def _lose(self, session: Session) -> None:
-        orphans = [t for t in (*session.flight.values(), *(a[0] for a in session.awaiting.values())) if not t.done]
-        orphans += self.outbox.empty()
-        orphans = sorted({t.request_id: t for t in orphans if not t.done}.values(), key=lambda t: t.request_id)
+        left = [*session.flight.values(), *(a[0] for a in session.awaiting.values()), *self.outbox.empty()]
+        orphans = sorted({t.request_id: t for t in left if not t.done}.values(), key=lambda t: t.request_id)
         log.warning("session_lost epoch=%d why=%r open=%d", session.epoch, session.lost, len(orphans))
         for ticket in orphans:
             ticket.sent_ns = 0
@@ -394,8 +391,7 @@ class Engine:
         if session is not None:
             yield from session.flight.values()
             yield from [ticket for ticket, _, _ in session.awaiting.values()]
-        yield from list(self.outbox.tickets)
-        yield from list(self.waiting)
+        yield from [*self.outbox.tickets, *self.waiting]
 
     def _sweep(self) -> None:
         for _ in range(len(self.waiting)):

@@ -54,6 +54,9 @@ class _ClockTurns(Turns):
     def push(self) -> None:
         self._fake.pump()
 
+    def step(self) -> None:
+        self._fake.pump()
+
     def wait(self, pending: Pending) -> None:
         try:
             while not pending.done:

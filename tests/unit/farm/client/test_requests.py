@@ -7,7 +7,7 @@ import pytest
 
 import farm.errors as errors
 from shm.endings import Ending, Reason
-from tests.fakerouter import model, spec
+from tests.fakemodels import model, spec
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 

@@ -10,7 +10,8 @@ import pytest
 import farm.errors as errors
 from shm.client import AttachRefused, Rejected
 from shm.endings import Ending, Reason
-from tests.fakerouter import DOUBLE, MODELS, FakeRouter, model, spec
+from tests.fakemodels import DOUBLE, MODELS, model, spec
+from tests.fakerouter import FakeRouter
 
 X = np.arange(4, dtype=np.float32).reshape(1, 4)
 

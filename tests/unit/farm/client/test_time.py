@@ -11,7 +11,8 @@ import pytest
 import farm.errors as errors
 from shm.client import Rejected
 from shm.endings import Ending, Reason
-from tests.fakerouter import LATE, FakeRouter
+from tests.fakemodels import LATE
+from tests.fakerouter import FakeRouter
 
 X = np.ones((1, 4), np.float32)
 
