@@ -23,7 +23,8 @@ from time import monotonic_ns
 from typing import Final
 
 from farm.client.engine import Engine
-from farm.client.tickets import Pending
+from farm.client.spin import Spin
+from farm.client.tickets import Pending, Ticket
 
 CLOSE_S: Final = 1.0
 """How long `close` waits for the thread that polls; longer only when it is called from a signal handler within it."""
@@ -38,7 +39,8 @@ class Turns:
     state: held around every call of the engine but `open`, `open_now` and `resume`; nobody waits while holding it.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, spin_us: int = 0) -> None:
+        self._spin = Spin(spin_us)
         self.state = threading.Lock()
         self._engine = engine
         self._leadership = threading.Lock()
@@ -190,11 +192,18 @@ class Turns:
 
     def _poll(self, wait_ns: int) -> bool:
         """Sleep until something came or the time is up. True when it came from elsewhere than the lane."""
-        if wait_ns >= _MS or max(self._polled) >= SELECT_FD_MAX:
+        began_ns = monotonic_ns()
+        ready: list[int] = []
+        if not self._followers and isinstance(self._leading, Ticket):
+            ready = [fd for fd, _ in self._spin.look(self._poller, wait_ns)]
+        if ready:
+            pass
+        elif wait_ns >= _MS or max(self._polled) >= SELECT_FD_MAX:
             ready = [fd for fd, _ in self._poller.poll(min(max(wait_ns / _MS, 0.0), 1e6))]
         else:
             # poll() counts whole milliseconds: the last one would end up to 1 ms late.
             ready = select.select(self._polled, (), (), max(0.0, wait_ns / 1e9))[0]
+        self._spin.waited(monotonic_ns() - began_ns)
         if self._bell in ready:
             os.eventfd_read(self._bell)
         return any(fd != self._polled[0] for fd in ready)

@@ -22,8 +22,10 @@ from farm.client.endpoint import Endpoint
 from farm.client.engine import UNKNOWN_DEADLINE_NS
 from farm.client.leader import Turns
 from farm.client.lease import Lease, check_shapes
+from farm.client.options import refused
 from farm.client.refusals import no_free_slot
 from farm.client.reply import Reply
+from farm.client.spin import SPIN_US, SPIN_US_MAX
 from farm.client.tickets import FOREVER_NS, Pending, Reap, Ticket
 from farm.errors import FarmError
 from shm.client import Model
@@ -33,7 +35,8 @@ class Client(BaseClient):
     """A service's way to the farm. Safe for many threads; connects at its first use; usable after a fork.
 
     endpoint: the farm's runtime directory; None looks in the usual places. slot_count, slot_bytes: the arena to ask
-    for, which bounds what can be in flight. title: what `farm status` calls this service.
+    for, which bounds what can be in flight. title: what `farm status` calls this service. spin_us: how long a thread
+    that waits may stay awake for its answer where that pays (see `farm.client.spin`); 0 never does.
 
     Raises:
         InvalidRequest: an argument is out of range.
@@ -47,9 +50,13 @@ class Client(BaseClient):
         slot_count: int = 256,
         slot_bytes: int = 16384,
         title: str | None = None,
+        spin_us: int = SPIN_US,
     ) -> None:
         super().__init__(endpoint, lane, slot_count, slot_bytes, title)
-        self._turns = Turns(self._engine)
+        if not isinstance(spin_us, int) or not 0 <= spin_us <= SPIN_US_MAX:
+            raise refused(f"spin_us is {spin_us!r}; it must be a whole number from 0 to {SPIN_US_MAX}")
+        self._spin_us = spin_us
+        self._turns = Turns(self._engine, spin_us)
 
     # requests
 
@@ -235,5 +242,5 @@ class Client(BaseClient):
     def _after_fork(self) -> object:
         kept = super()._after_fork()
         self._turns.abandon()
-        self._turns = Turns(self._engine)
+        self._turns = Turns(self._engine, self._spin_us)
         return kept

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from farm.client import AsyncClient, Client
 from farm.client.endpoint import Endpoint
 from farm.client.leader import Turns
+from farm.client.spin import SPIN_US
 from farm.client.tickets import Pending
 from farm.testing.engine import FakeEngine
 
@@ -32,8 +33,11 @@ class FakeClient(Client):
         slot_count: int = 256,
         slot_bytes: int = 16384,
         title: str | None = None,
+        spin_us: int = SPIN_US,
     ) -> None:
-        super().__init__(endpoint, lane=lane, slot_count=slot_count, slot_bytes=slot_bytes, title=title)
+        super().__init__(
+            endpoint, lane=lane, slot_count=slot_count, slot_bytes=slot_bytes, title=title, spin_us=spin_us
+        )
         self._engine: FakeEngine = FakeEngine(farm, self._settings, self._notify, self._nudge)
         self._turns = _ClockTurns(self._engine)
 

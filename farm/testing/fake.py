@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from farm.client.catalog import Served, Version
 from farm.client.endpoint import Endpoint
 from farm.client.options import NS_PER_MS, Outputs
+from farm.client.spin import SPIN_US
 from farm.client.tickets import Ticket
 from farm.errors import FarmError
 from farm.testing import signatures
@@ -183,10 +184,13 @@ class FakeFarm(Endings):
         slot_count: int = 256,
         slot_bytes: int = 16384,
         title: str | None = None,
+        spin_us: int = SPIN_US,
     ) -> FakeClient:
         """A client of this farm. It takes what `farm.Client` takes, so `monkeypatch.setattr("farm.Client",
         fake.client)` serves a service that makes its own; the endpoint is not looked at."""
-        client = FakeClient(self, endpoint, lane=lane, slot_count=slot_count, slot_bytes=slot_bytes, title=title)
+        client = FakeClient(
+            self, endpoint, lane=lane, slot_count=slot_count, slot_bytes=slot_bytes, title=title, spin_us=spin_us
+        )
         self._engines.add(client._engine)
         return client
 
