@@ -77,5 +77,5 @@ def test_a_look_out_out_of_range_is_refused_by_name():
     from farm.client import Client
 
     for wrong in (-1, 10_001, 1.5):
-        with pytest.raises(InvalidRequest, match="spin_us is .* from 0 to 10000"):
+        with pytest.raises(InvalidRequest, match=r"spin_us is .* from 0 to 10000"):
             Client(spin_us=wrong)  # type: ignore[arg-type]
