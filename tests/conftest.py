@@ -148,6 +148,8 @@ def _children() -> frozenset[str]:
 def _descriptors() -> frozenset[str]:
     found = set()
     for fd in os.listdir("/proc/self/fd"):
+        if fd in {"0", "1", "2"}:
+            continue  # pytest's own capturing moves these about
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
