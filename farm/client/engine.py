@@ -316,6 +316,8 @@ class Engine:
         session.awaiting.clear()
         self._drop(session)
         self.waiting.extendleft(reversed(orphans))
+        # Some were not sent yet, and have a deadline that nobody has looked at.
+        self.next_due_ns = min([self.next_due_ns, *(ticket.deadline_ns for ticket in orphans)])
         self.link.why = f"the router is gone ({session.lost})"
 
     def _drop(self, session: Session) -> None:
@@ -398,3 +400,6 @@ class Engine:
             ticket = self.waiting.popleft()
             if not ticket.done:
                 self.waiting.append(ticket)
+            else:
+                # Who waits is in no session but one that has ended, whose memory it would keep.
+                ticket.session = None

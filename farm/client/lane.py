@@ -124,7 +124,8 @@ class DirectLane:
         self.descriptor = attach.fileno()
         self._look = True
         self._aside: deque[tuple[bytes, list[int]]] = deque()
-        self._gone: PeerGone | None = None
+        self._gone = ""
+        """How the socket ended. In words: a kept exception keeps its frames, and with them the session's memory."""
 
     def send(self, frame: bytes) -> bool:
         self._look = False
@@ -132,11 +133,11 @@ class DirectLane:
             return seqpacket.send(self._attach, frame)
         except PeerGone as error:
             # What the router said before it went is still to be read; `hear` tells the end.
-            self._gone = error
+            self._gone = str(error) or "the router is gone"
             return True
 
     def receive(self) -> bytes | None:
-        if not self._look and self._gone is None:
+        if not self._look and not self._gone:
             self._look = True
             return None
         try:
@@ -147,7 +148,7 @@ class DirectLane:
                     return frame
                 self._aside.append(got)
         except PeerGone as error:
-            self._gone = error
+            self._gone = str(error) or "the router is gone"
         return None
 
     def writable(self) -> bool:
@@ -156,13 +157,13 @@ class DirectLane:
         return bool(poller.poll(0))
 
     def heard(self) -> bool:
-        return bool(self._aside) or self._gone is not None
+        return bool(self._aside) or self._gone != ""
 
     def hear(self) -> tuple[bytes, list[int]] | None:
         if self._aside:
             return self._aside.popleft()
-        if self._gone is not None:
-            raise self._gone
+        if self._gone:
+            raise PeerGone(self._gone)
         return None
 
     def close(self) -> None:

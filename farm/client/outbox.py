@@ -27,11 +27,11 @@ class Outbox:
         return bool(self.tickets) or bool(self.cancels) or session.greeting is not None
 
     def flush(self, session: Session) -> int:
-        """Send what the lane takes now. Returns the earliest deadline of what was sent."""
+        """Send what the lane takes now. Returns the earliest deadline of what was sent, and of what could not be."""
         due_ns = FOREVER_NS
         if session.greeting is not None:
             if not _send(session, session.greeting):
-                return due_ns
+                return self._due_ns()
             session.greeting = None
         while self.tickets:
             batch = self._next_batch(session)
@@ -40,7 +40,7 @@ class Outbox:
                 now_ns = monotonic_ns()
                 if not _send(session, frame):
                     self.tickets.extendleft(ticket for ticket in reversed(batch) if not ticket.sent_ns)
-                    return due_ns
+                    return min(due_ns, self._due_ns())
                 for ticket in tickets:
                     ticket.sent_ns = now_ns
                     session.flight[ticket.request_id] = ticket
@@ -58,6 +58,9 @@ class Outbox:
         self.tickets.clear()
         self.cancels.clear()
         return left
+
+    def _due_ns(self) -> int:
+        return min((ticket.deadline_ns for ticket in list(self.tickets)), default=FOREVER_NS)
 
     def _next_batch(self, session: Session) -> list[Ticket]:
         batch: list[Ticket] = []
