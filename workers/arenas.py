@@ -141,7 +141,8 @@ class Arenas:
     def __init__(self, arenas_max: int) -> None:
         self._arenas_max = arenas_max
         self._arenas: dict[int, Arena] = {}
-        self._mapped: dict[int, Arena] = {}
+        self.mapped: dict[int, Arena] = {}
+        """Those that are mapped, by session, the one mapped longest first. To be looked at only."""
         self._bound_count = 0
         self.over = False
         """More are mapped than should be: `trim` when the run is over."""
@@ -163,21 +164,21 @@ class Arenas:
             FrameRefused: the router never opened it here.
             SegmentRefused: it cannot be mapped.
         """
-        arena = self._mapped.get(session)
+        arena = self.mapped.get(session)
         if arena is not None:
             return arena
         arena = self._arenas.get(session)
         if arena is None:
             raise FrameRefused(f"a run names the arena of session {session}, which was not opened")
         arena.map()
-        self._mapped[session] = arena
-        self.over = len(self._mapped) > self._arenas_max
+        self.mapped[session] = arena
+        self.over = len(self.mapped) > self._arenas_max
         return arena
 
     def trim(self) -> None:
         """Drop the mappings above `arenas_max` that are oldest. Between runs only: a run may need more than that."""
-        while len(self._mapped) > self._arenas_max:
-            oldest = self._mapped.pop(next(iter(self._mapped)))
+        while len(self.mapped) > self._arenas_max:
+            oldest = self.mapped.pop(next(iter(self.mapped)))
             self._bound_count -= len(oldest.bound)
             oldest.unmap()
         self.over = False
@@ -185,7 +186,7 @@ class Arenas:
     def keep(self, arena: Arena, key: int, bound: Bound) -> None:
         """Keep a prepared run with its arena."""
         if self._bound_count >= BOUND_MAX:
-            for each in self._mapped.values():
+            for each in self.mapped.values():
                 each.bound.clear()
             self._bound_count = 0
         arena.bound[key] = bound
@@ -194,7 +195,7 @@ class Arenas:
     def close(self, sessions: Iterable[int]) -> None:
         """Drop these mappings and descriptors; unknown ones are no fault."""
         for session in sessions:
-            self._mapped.pop(session, None)
+            self.mapped.pop(session, None)
             arena = self._arenas.pop(session, None)
             if arena is not None:
                 self._bound_count -= len(arena.bound)

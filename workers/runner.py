@@ -60,41 +60,48 @@ class Runner:
         inputs, outputs = session.input_plan, session.output_plan
         self._in_place = inputs.fits and all(inputs.row_bytes)
         self._free_rows = inputs.row_form or outputs.row_form
-        self._in_place_copies = Copies(inputs_in_place=len(inputs.specs), outputs_in_place=len(outputs.specs))
+        self.in_place_copies = Copies(inputs_in_place=len(inputs.specs), outputs_in_place=len(outputs.specs))
         self._last: Run | None = None
         self._last_addresses: tuple[int, ...] = ()
 
-    def run(self, run: Run) -> tuple[Done, list[int]]:
+    def run(self, run: Run, *, was_bound: bool = False) -> tuple[Done, list[int]]:
         """The run's end, and the descriptors that travel with it: the caller's to send and to close.
+
+        `was_bound`: its prepared run has been tried and has failed.
 
         Raises:
             FrameRefused: it names slots or an arena that are not there.
         """
         started_ns = time.monotonic_ns()
-        if started_ns > run.not_after_ns:
-            return Done(run.run, SKIPPED, started_ns, started_ns), _NO_FDS
         if not self.current.begin(run.run):
             return Done(run.run, TERMINATED, started_ns, started_ns), _NO_FDS
-        self.run_count += 1
-        self._last = run
-        members = run.members
-        bound: Bound | None = None
         try:
-            if self._in_place and self._session.outputs_bound and len(members) == 1 and not run.private:
-                bound = self._prepared(members[0])
+            if started_ns > run.not_after_ns:
+                return Done(run.run, SKIPPED, started_ns, started_ns), _NO_FDS
+            self.run_count += 1
+            self._last = run
+            if self._goes_in_place(run) and not was_bound:
+                bound = self._prepared(run.members[0])
                 if bound is not None:
+                    was_bound = True
                     self._last_addresses = bound.addresses
                     try:
                         self._session.run_bound(bound)
                     except ModelFailed:
                         pass  # the model's error, a terminate or another shape: the unbound run tells
                     else:
-                        return Done(run.run, RAN, started_ns, time.monotonic_ns(), [], self._in_place_copies), _NO_FDS
-            return self._run_members(run, started_ns, was_bound=bound is not None)
+                        return Done(run.run, RAN, started_ns, time.monotonic_ns(), [], self.in_place_copies), _NO_FDS
+            return self._run_members(run, started_ns, was_bound=was_bound)
         finally:
             self.current.end()
             if self._arenas.over:
                 self._arenas.trim()
+
+    def note(self, run_count: int, last: Run, bound: Bound) -> None:
+        """So many prepared runs have been done without `run`, this one last."""
+        self.run_count += run_count
+        self._last = last
+        self._last_addresses = bound.addresses
 
     def forget(self) -> None:
         """Keep no address of a mapping that is being dropped."""
@@ -113,6 +120,9 @@ class Runner:
                 "input_addresses": list(self._last_addresses),
             }
         return {"run_count": self.run_count, "outputs_bound": self._session.outputs_bound, "last_run": told}
+
+    def _goes_in_place(self, run: Run) -> bool:
+        return self._in_place and self._session.outputs_bound and len(run.members) == 1 and not run.private
 
     def _prepared(self, member: Member) -> Bound | None:
         """The run prepared on this member's slots; None where it has to go another way."""

@@ -2,15 +2,14 @@
 
 A life: WorkerConfigured on the leash, load, warm-up, then for each RouterBorn (with a run and a watch socket): Ready,
 runs, until end of file. In between the model stays warm, and no mapping and no descriptor of the old router's arenas
-is kept. The loop receives before it polls: under load the next run is already there. A run's Done is sent before the
-next frame is read, so the two runs that a router may have here end in order.
+is kept. Usual runs never come up to here (`workers.lane`). A run's Done is sent before the next frame is read, so the
+two runs that a router may have here end in order.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import select
 import socket
 import time
 from typing import Final
@@ -35,14 +34,13 @@ from shm.worker import (
     RunCost,
     Stop,
     done_codec,
-    run_codec,
 )
 from workers import probe
 from workers.affinity import pin
 from workers.arenas import Arenas
 from workers.config import WorkerConfig
 from workers.facts import facts
-from workers.inbox import Inbox
+from workers.lane import Lane
 from workers.log import log
 from workers.runner import Runner
 from workers.session import LoadRefused, Session, load
@@ -55,9 +53,6 @@ EXIT_LOAD_FAILED: Final = 3
 
 ROUTER_WAIT_S: Final = 30.0
 """Without a router for so long the supervisor has other plans, or none."""
-
-POLL_MS: Final = 10_000
-SEND_WAIT_MS: Final = 1_000
 
 MIB: Final = 1024 * 1024
 
@@ -136,15 +131,14 @@ class Worker:
                 seqpacket.close_all(fds)
                 raise FrameRefused("expected RouterBorn with two sockets on the leash")
             run, watch = (socket.socket(fileno=fd) for fd in fds)
-            run.setblocking(False)
             watch.setblocking(False)
-            self._join(run, watch)
+            watcher = self._join(run, watch)
             try:
-                if self._serve_router(run):
-                    return EXIT_STOPPED
-                # Something is on the leash, or the router is gone.
+                self._serve_router(run)
+                return EXIT_STOPPED
             except PeerGone:
-                log("router_gone", worker=self._number, epoch=born.epoch)
+                if not watcher.leash_spoke:
+                    log("router_gone", worker=self._number, epoch=born.epoch)
             finally:
                 self.leave()
 
@@ -159,54 +153,45 @@ class Worker:
         self._runner.forget()
         self._arenas.close_all()
 
-    def _join(self, run: socket.socket, watch: socket.socket) -> None:
+    def _join(self, run: socket.socket, watch: socket.socket) -> Watcher:
         self._run = run
         # A fresh one: an old watcher's last word must not reach the new router's runs.
         self._runner.current = Current(self._session.options)
-        self._watcher = Watcher(watch, self._runner.current)
+        self._watcher = Watcher(watch, self._runner.current, self._leash, run)
+        return self._watcher
 
-    def _serve_router(self, run: socket.socket) -> bool:
-        """True: Stop came. False: the leash has something to say. Raises PeerGone: the router is gone."""
+    def _serve_router(self, run: socket.socket) -> None:
+        """Until Stop. Raises PeerGone: the router is gone, or something is on the leash."""
         config = self._config
+        lane = Lane(run, self._session, self._arenas, self._runner)
         ready = Ready(self._number, config.name, config.version, self._session.signature, self._costs, self._load_ns)
-        self._send(run, done_codec.encode_checked(ready), [])
-        inbox = Inbox(run)
-        poller = select.poll()
-        poller.register(run, select.POLLIN)
-        poller.register(self._leash, select.POLLIN)
-        leash_fd = self._leash.fileno()
-        decode = run_codec.decode
+        lane.send(done_codec.encode_checked(ready))
         while True:
-            got = inbox.receive()
-            if got is None:
-                if any(fd == leash_fd for fd, _ in poller.poll(POLL_MS)):
-                    return False
-                continue
-            message = decode(got[0])
+            message, fds, was_bound = lane.next()
             if type(message) is Run:
-                self._run_one(run, message, got[1])
+                self._run_one(lane, message, fds, was_bound=was_bound)
                 continue
-            seqpacket.close_all(got[1])
+            seqpacket.close_all(fds)
             if type(message) is ArenasClosed:
                 self._runner.forget()
                 self._arenas.close(message.sessions)
             elif type(message) is Inspect:
                 told = Inspected(message.number, facts(self._session, self._runner, self._arenas))
-                self._send(run, done_codec.encode_checked(told), [])
+                lane.send(done_codec.encode_checked(told))
             elif type(message) is Stop:
-                return True
+                return
 
-    def _run_one(self, sock: socket.socket, run: Run, fds: list[int]) -> None:
+    def _run_one(self, lane: Lane, run: Run, fds: list[int], *, was_bound: bool) -> None:
         if run.opened or fds:
             if len(fds) != 2 * len(run.opened):
                 seqpacket.close_all(fds)
                 raise FrameRefused(f"{len(run.opened)} arenas were opened with {len(fds)} descriptors")
             for i, opened in enumerate(run.opened):
                 self._arenas.open(opened, (fds[2 * i], fds[2 * i + 1]))
-        done, out_fds = self._runner.run(run)
+        done, out_fds = self._runner.run(run, was_bound=was_bound)
         try:
             if not done.members:
-                self._send(sock, done_codec.encode(done), out_fds)
+                lane.send(done_codec.encode(done), out_fds)
                 return
             try:
                 frame = done_codec.encode_checked(done)
@@ -217,16 +202,9 @@ class Worker:
                 refused = MemberDone(reason=Reason.OUTPUT_TOO_LARGE)
                 ends = [m if m.reason == 0 and m.outputs is None else refused for m in done.members]
                 frame = done_codec.encode_checked(msgspec.structs.replace(done, members=ends))
-            self._send(sock, frame, out_fds)
+            lane.send(frame, out_fds)
         finally:
             seqpacket.close_all(out_fds)
-
-    def _send(self, sock: socket.socket, frame: bytes, fds: list[int]) -> None:
-        """Send; wait for a router that is slow to read, for as long as it lives. Raises PeerGone."""
-        while not seqpacket.send(sock, frame, fds):
-            poller = select.poll()
-            poller.register(sock, select.POLLOUT)
-            poller.poll(SEND_WAIT_MS)
 
 
 def _independent(session: Session, config: WorkerConfig) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from shm import seqpacket
+from shm.errors import PeerGone
 from shm.worker import RAN, TERMINATED, Run, Terminate, watch_codec
 from tests import models
 from workers.watch import Current, Watcher
@@ -59,22 +60,82 @@ def test_after_the_routers_end_nothing_starts():
     assert not options.terminate and not current.begin(2)
 
 
-def test_watcher_hears_terminate_and_end_of_file():
-    ours, theirs = seqpacket.pair()
+def test_terminates_of_earlier_runs_are_forgotten():
+    current = Current(Options())
+    for run in range(1, 100):
+        current.terminate(run - 1)
+        current.terminate(run + 1000)
+        assert current.word and current.begin(run)
+        current.end()
+    assert not current.begin(1099)
+    current.terminate(0)
+    assert current.begin(2000) and not current.word
+
+
+def test_terminate_between_begin_and_refusal_leaves_clean_options():
     options = Options()
     current = Current(options)
-    watcher = Watcher(theirs, current)
-    try:
-        assert current.begin(5)
-        assert seqpacket.send(ours, watch_codec.encode(Terminate(5)))
-        wait_for(lambda: options.terminate)
-        current.end()
-        assert current.begin(6)
-        ours.close()
-        wait_for(lambda: options.terminate)
-    finally:
-        ours.close()
-        watcher.close()
+    current.run = 1  # the flat path has begun and hands the run on
+    current.terminate(1)
+    assert options.terminate and not current.begin(1)
+    assert not options.terminate and not current.word and current.run is None
+    assert current.begin(2)
+
+
+class Worker:
+    """What a watcher watches: the ends here are the router's and the supervisor's."""
+
+    def __init__(self) -> None:
+        self.options = Options()
+        self.current = Current(self.options)
+        self.watch, watch = seqpacket.pair()
+        self.leash, self._leash = seqpacket.pair()
+        self.run, self._run = seqpacket.pair()
+        self.watcher = Watcher(watch, self.current, self._leash, self._run)
+
+    def is_woken(self) -> bool:
+        """Whether the main thread's receive would see end of file."""
+        try:
+            seqpacket.receive(self._run)
+        except PeerGone:
+            return True
+        return False
+
+    def close(self) -> None:
+        self.watch.close()
+        self.watcher.close()
+        for each in (self.leash, self._leash, self.run, self._run):
+            each.close()
+
+
+@pytest.fixture
+def worker():
+    made = Worker()
+    yield made
+    made.close()
+
+
+def test_watcher_hears_terminate_and_end_of_file(worker):
+    assert worker.current.begin(5)
+    assert seqpacket.send(worker.watch, watch_codec.encode(Terminate(5)))
+    wait_for(lambda: worker.options.terminate)
+    worker.current.end()
+    assert worker.current.begin(6) and not worker.is_woken()
+    worker.watch.close()
+    wait_for(lambda: worker.options.terminate)
+    wait_for(worker.is_woken)
+    assert not worker.watcher.leash_spoke
+
+
+def test_word_on_the_leash_wakes_the_main_thread_and_ends_no_run(worker):
+    assert worker.current.begin(5)
+    assert seqpacket.send(worker.run, b"before") and seqpacket.send(worker.leash, b"born")
+    wait_for(lambda: worker.watcher.leash_spoke)
+    assert seqpacket.receive(worker._run) == (b"before", [])
+    wait_for(worker.is_woken)
+    assert not worker.options.terminate
+    assert seqpacket.send(worker.watch, watch_codec.encode(Terminate(5)))
+    wait_for(lambda: worker.options.terminate)
 
 
 def wait_for(condition, timeout_s=10.0):
@@ -92,7 +153,7 @@ def test_slow_run_ends_between_nodes(rig, tmp_path, members):
     x = np.zeros((10_000, 16), np.float32)
     batch = [client.rows(r.session, slot, x) for slot in range(members)]
     r.run(*[client.rows(r.session, slot, x[:1]) for slot in range(2)])
-    timer = threading.Thread(target=lambda: (wait_for(lambda: r.current._run == 77), r.current.terminate(77)))
+    timer = threading.Thread(target=lambda: (wait_for(lambda: r.current.run == 77), r.current.terminate(77)))
     timer.start()
     start = time.monotonic()
     done, _ = r.runner.run(Run(77, 2**62, batch))
