@@ -231,7 +231,7 @@ class Crew:
         # Two runs at a time fit; this is for the small frames behind them.
         if not link.pending:
             self._loop.add_writer(link.run_sock.fileno(), self._writable, link)
-        link.pending.append((frame, tuple(os.dup(fd) for fd in fds)))
+        link.pending.append((frame, tuple(seqpacket.duplicate(fds))))
 
     def _writable(self, link: Link) -> None:
         while link.pending:

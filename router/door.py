@@ -28,6 +28,10 @@ from shm.limits import MESSAGE_CHARS_MAX, PROTOCOL_VERSION
 ATTACH_WITHIN_S = 2.0
 """A connection that has not asked by then is closed: it only costs a descriptor."""
 
+HALF_OPEN_MAX = 256
+"""Connections that have not asked yet. One more, and the oldest is closed: who opens them without end finds no end of
+descriptors, and who asks at once, as a client does, is not in their way."""
+
 MIB = 1024 * 1024
 
 
@@ -101,6 +105,7 @@ class Door:
         self.path = path
         self.clients: dict[int, Client] = {}
         self.arena_bytes = 0
+        self._half_open: dict[int, Client] = {}
         self._lanes = lanes
         self._on_frame = on_frame
         self._direct = direct
@@ -136,11 +141,13 @@ class Door:
                 self._refuse(client, Reason.NOT_ALLOWED, f"user {uid} (group {gid}) may not use this farm")
                 continue
             client.pidfd = seqpacket.peer_pidfd(sock)
-            self.clients[client.number] = client
+            self.clients[client.number] = self._half_open[client.number] = client
             client.timeout = self._loop.call_later(ATTACH_WITHIN_S, self.end, client)
             self._gate.add(sock.fileno(), partial(self._readable, client))
             if client.pidfd is not None:
                 self._loop.add_reader(client.pidfd, self.end, client)
+            if len(self._half_open) > HALF_OPEN_MAX:
+                self.end(next(iter(self._half_open.values())))
 
     def _listen_again(self) -> None:
         if self._listener.fileno() >= 0:
@@ -170,6 +177,7 @@ class Door:
 
     def _grant(self, client: Client, attach: Attach) -> None:
         config = self._config
+        del self._half_open[client.number]
         client.title = attach.title
         client.lane = next(iter(self._lanes)) if attach.lane == "auto" else attach.lane
         payload_bytes = attach.slot_count * attach.slot_bytes
@@ -238,9 +246,17 @@ class Door:
             return
         segment.seal(arena.in_fd)
         segment.seal(arena.out_fd)
-        self._welcome(client, arena)
+        try:
+            read_only = segment.reopen_read_only(arena.out_fd)
+        except OSError as error:
+            self._refuse(client, Reason.BUDGET, f"no descriptor could be had: {error.strerror}", retry_after_ms=1000)
+            return
+        try:
+            self._welcome(client, arena, read_only)
+        finally:
+            os.close(read_only)
 
-    def _welcome(self, client: Client, arena: Arena) -> None:
+    def _welcome(self, client: Client, arena: Arena, read_only: int) -> None:
         token = secrets.token_bytes(16)
         models = list(self._catalog())
         attached = Attached(
@@ -259,11 +275,7 @@ class Door:
             client.timeout.cancel()
         # The session must exist before the client can know of it.
         self._on_attached(client, token)
-        read_only = segment.reopen_read_only(arena.out_fd)
-        try:
-            sent = self._send(client, welcome_codec.encode(attached), (arena.in_fd, read_only))
-        finally:
-            os.close(read_only)
+        sent = self._send(client, welcome_codec.encode(attached), (arena.in_fd, read_only))
         for model in models:
             sent = sent and self._send(client, welcome_codec.encode(model))
 
@@ -310,6 +322,7 @@ class Door:
             return
         client.over = True
         self.clients.pop(client.number, None)
+        self._half_open.pop(client.number, None)
         if client.timeout is not None:
             client.timeout.cancel()
         if client.making is not None:

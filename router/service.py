@@ -169,7 +169,7 @@ class RouterService:
         finally:
             self._in_turn = False
         self._timer.arm(machine.next_due_ns())
-        if self._zeromq.has_peers:
+        if self._zeromq.has_more:
             self._zeromq.look_again()
 
     def _is_full(self) -> bool:
@@ -249,14 +249,15 @@ class RouterService:
     def _on_zeromq_readable(self) -> None:
         for session, frame in self._zeromq.receive(TURN_FRAMES):
             self._on_frame(session, frame)
+            if self._is_full():
+                return
 
     def _on_frame(self, session: int, frame: bytes) -> None:
         """Gather one frame of a client."""
         event = self._post.read(session, frame)
         if event is not None:
             self._events.append(event)
-            if type(event) is ev.RequestsArrived:
-                self._gathered += len(event.requests)
+            self._gathered += len(event.requests) if isinstance(event, ev.RequestsArrived) else len(event.ids)
 
     # Workers
 

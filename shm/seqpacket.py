@@ -7,6 +7,7 @@ non-blocking unless a function says that it waits, and then it takes a limit.
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
@@ -110,7 +111,7 @@ def require_frame_room(sock: socket.socket) -> None:
 
 
 def send(sock: socket.socket, frame: bytes, fds: Sequence[int] = ()) -> bool:
-    """Send one frame. False when the peer's buffer is full: nothing was sent.
+    """Send one frame. False when the peer's buffer is full, or too many descriptors are on their way: nothing was sent.
 
     Raises:
         PeerGone: the other end is closed.
@@ -125,6 +126,11 @@ def send(sock: socket.socket, frame: bytes, fds: Sequence[int] = ()) -> bool:
         return False
     except (BrokenPipeError, ConnectionError) as error:
         raise PeerGone(str(error)) from error
+    except OSError as error:
+        # The kernel counts descriptors on their way by user: others who do not read may have used them up.
+        if error.errno != errno.ETOOMANYREFS:
+            raise
+        return False
     return True
 
 
@@ -192,6 +198,18 @@ def receive_within(sock: socket.socket, timeout_s: float, fds_max: int = 0) -> t
 def close_all(fds: Sequence[int] | array.array[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def duplicate(fds: Sequence[int]) -> list[int]:
+    """Descriptors of the same files, the caller's: all of them, or OSError and none."""
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))
+    except OSError:
+        close_all(copies)
+        raise
+    return copies
 
 
 def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:

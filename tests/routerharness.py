@@ -102,8 +102,10 @@ class FakeWorker:
         return message
 
     def done(self, run: Run, **fields: Any) -> None:
+        """`fds`: memory files of members."""
         now = time.monotonic_ns()
-        self.send(Done(run.run, fields.pop("status", 0), now - 1000, now, **fields))
+        fds = tuple(fields.pop("fds", ()))
+        self.send(Done(run.run, fields.pop("status", 0), now - 1000, now, **fields), fds)
 
     def terminated(self, limit_s: float = LIMIT_S) -> int | None:
         got = seqpacket.receive_within(self.watch_sock, limit_s)

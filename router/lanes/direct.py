@@ -7,7 +7,6 @@ buffer; what does not fit waits here, bounded, and a client that lets it grow pa
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -17,6 +16,10 @@ from shm.errors import PeerGone
 
 FRAMES_WAITING_MAX = 1_000
 """Frames kept for a client whose socket is full: at most 128 MB of full frames, 50 kB of usual ones."""
+
+DESCRIPTORS_WAITING_MAX = 128
+"""Of those frames, how many may hold a descriptor: each is one of the router's own, and keeps a memory file alive. The
+socket holds some 270 more; one run brings at most 100."""
 
 
 class DirectLane:
@@ -49,7 +52,13 @@ class DirectLane:
             self._loop.add_writer(sock.fileno(), self._writable, session)
         if len(waiting) >= FRAMES_WAITING_MAX:
             return False
-        waiting.append((frame, [os.dup(fd) for fd in fds]))
+        if fds and sum(len(kept) for _, kept in waiting) + len(fds) > DESCRIPTORS_WAITING_MAX:
+            return False
+        try:
+            waiting.append((frame, seqpacket.duplicate(fds)))
+        except OSError:
+            # No descriptor is left here: better this session than what others are owed in this turn.
+            return False
         return True
 
     def _writable(self, session: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import zmq
 import zmq.backend
@@ -59,6 +59,7 @@ class ZeroMqLane:
         self._peer_of: dict[int, bytes] = {}
         self._tokens: dict[bytes, int] = {}
         self._again = False
+        self._drained = True
         self._context = zmq.Context()
         self._zap = self._context.socket(zmq.REP)
         self._zap.bind(ZAP_ENDPOINT)
@@ -86,26 +87,29 @@ class ZeroMqLane:
     def _readable(self) -> None:
         self.on_readable()
 
-    def receive(self, frames_max: int) -> list[tuple[int, bytes]]:
-        frames: list[tuple[int, bytes]] = []
+    def receive(self, frames_max: int) -> Iterator[tuple[int, bytes]]:
+        """What came from peers with a session. Who takes no more leaves the rest for `look_again`."""
         get, receive = self._get, self._receive_part
         sessions = self._session_of
+        self._drained = False
         # Asking first is cheaper than the exception at the end.
-        while get(_EVENTS) & _POLLIN and len(frames) < frames_max:
+        for _ in range(frames_max):
+            if not get(_EVENTS) & _POLLIN:
+                self._drained = True
+                return
             parts = [receive(_DONTWAIT)]
             while get(_RCVMORE):
                 parts.append(receive(_DONTWAIT))
             session = sessions.get(parts[0])
             if session is not None and len(parts) == 2:
-                frames.append((session, parts[1]))
+                yield session, parts[1]
             else:
                 self._meet(parts[0], parts)
-        return frames
 
     @property
-    def has_peers(self) -> bool:
-        """Whether any session is on this lane; who has none need not look again."""
-        return bool(self._session_of)
+    def has_more(self) -> bool:
+        """Whether something may be there without an edge: who has no peers and was drained need not look again."""
+        return bool(self._session_of) or not self._drained
 
     def look_again(self) -> None:
         """After sends, or a drain that stopped at its limit: frames may be there without a new edge."""
@@ -114,6 +118,8 @@ class ZeroMqLane:
             self._loop.call_soon(self._run_again)
 
     def _run_again(self) -> None:
+        if self._socket.closed:
+            return
         self._again = False
         self.on_readable()
         self._gate.turn()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -131,6 +133,21 @@ def test_a_full_buffer_is_said_and_nothing_is_sent(pair: Pair) -> None:
         assert seqpacket.receive(right) == (frame, [])
     assert seqpacket.receive(right) is None
     assert seqpacket.send(left, frame)
+
+
+def test_too_many_descriptors_on_their_way_are_said_like_a_full_buffer() -> None:
+    class Busy:
+        def sendmsg(self, *_: object) -> int:
+            raise OSError(errno.ETOOMANYREFS, "too many references")
+
+    assert not seqpacket.send(cast(socket.socket, Busy()), b"frame", [0])
+
+
+def test_descriptors_are_duplicated_all_or_none(pipe: tuple[int, int]) -> None:
+    before = open_fds()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        seqpacket.duplicate([*pipe, -1])
+    assert open_fds() == before
 
 
 def test_waiting_takes_its_limit_and_no_longer(pair: Pair) -> None:
