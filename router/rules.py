@@ -62,7 +62,7 @@ class Rule:
             return True
         try:
             return self.program.execute({name: features[name] for name in self.variables}) is True
-        except (ValueError, TypeError, RuntimeError, KeyError, ArithmeticError) as error:
+        except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError) as error:
             raise RuleRefused(f"rule {self.name!r} could not be evaluated: {_first_line(error)}") from error
 
     def try_out(self, features: dict[str, Any]) -> None:

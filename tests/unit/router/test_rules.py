@@ -220,7 +220,9 @@ def test_no_rule_that_holds_is_a_refusal():
         book(rule("risk > 0.5")).answer(request(), floats(0, 0))
 
 
-@pytest.mark.parametrize(("when", "value"), [("10 / v > 2", 0), ("10 % v > 2", 0), ("v + 1 > 2", 2**63 - 1)])
+@pytest.mark.parametrize(
+    ("when", "value"), [("10 / v > 2", 0), ("10 % v > 2", 0), ("v + 1 > 2", 2**63 - 1), ("[1][v] > 0", -1)]
+)
 def test_arithmetic_that_fails_is_a_refusal_and_not_the_end_of_the_router(when, value):
     rules = book(rule(when), features={}, signature=one_column("v", I64))
     with pytest.raises(RuleRefused, match="'r' could not be evaluated"):
