@@ -262,7 +262,7 @@ class Engine:
         if self.session is not None:
             self._drop(self.session)
         for ticket in (*self.waiting, *self.outbox.empty()):
-            ticket.session = None
+            ticket.session = ticket.run = None
         self.waiting.clear()
         self.link.close()
 
@@ -402,4 +402,4 @@ class Engine:
                 self.waiting.append(ticket)
             else:
                 # Who waits is in no session but one that has ended, whose memory it would keep.
-                ticket.session = None
+                ticket.session = ticket.run = None

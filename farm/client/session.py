@@ -124,6 +124,7 @@ class Session:
         """The farm has let go of a request's slots, or never saw them."""
         if ticket.run is not None:
             ticket.run.let_go()
+            ticket.run = None
         else:
             self.put_back(ticket.slot, ticket.slot_count)
         ticket.session = None
@@ -254,7 +255,7 @@ class Session:
         self.nudge = nobody
         self._overflows.clear()
         for ticket in (*self.flight.values(), *self.held.values()):
-            ticket.session = None
+            ticket.session = ticket.run = None
         self.flight.clear()
         self.held.clear()
         self.awaiting.clear()

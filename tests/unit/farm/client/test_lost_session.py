@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from pathlib import Path
 
@@ -51,5 +52,23 @@ def test_memory_of_an_ended_session_goes_without_the_garbage_collector(make, run
             with pytest.raises(errors.Unavailable):
                 client.infer("double", X, deadline_ms=20)
             assert mappings() == before
+    finally:
+        gc.enable()
+
+
+def test_a_lease_that_failed_between_two_routers_keeps_no_memory(make, runtime_dir):
+    gc.collect()
+    client = make()
+    before = mappings()
+    gc.disable()
+    try:
+        with FakeRouter(runtime_dir, mode="silent") as router, client.lease("double", {"x": ((1, 4), "f4")}) as lease:
+            lease.inputs["x"][...] = X
+            threading.Thread(target=lambda: (router.until(lambda: router.submits), router.close())).start()
+            with pytest.raises(errors.Unavailable):
+                lease.infer(deadline_ms=200)
+        with pytest.raises(errors.Unavailable):
+            client.infer("double", X, deadline_ms=20)
+        assert mappings() == before
     finally:
         gc.enable()
