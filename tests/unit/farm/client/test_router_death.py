@@ -172,10 +172,8 @@ def test_refused_attach_has_the_figures(make, runtime_dir):
 
 
 def test_other_protocol_is_named(make, runtime_dir):
-    with (
-        FakeRouter(runtime_dir, protocol=99),
-        pytest.raises(errors.ProtocolMismatch, match=r"protocol 99; this client speaks protocol 1"),
-    ):
+    words = "protocol 99; this client speaks protocol 1"
+    with FakeRouter(runtime_dir, protocol=99), pytest.raises(errors.ProtocolMismatch, match=words):
         make().infer("double", X, deadline_ms=5000)
 
 
