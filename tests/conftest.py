@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import stat
 import sys
 import tempfile
@@ -38,6 +39,9 @@ _temporary = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        # Under nohup every child would ignore it too. A handler keeps this process alive and is not inherited.
+        signal.signal(signal.SIGHUP, lambda *_: None)
     # A Unix socket path holds 107 bytes; pytest's own directories use up most of them.
     directory = tempfile.mkdtemp(prefix="t-")
     config.stash[_temporary] = directory

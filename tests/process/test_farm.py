@@ -146,8 +146,9 @@ def test_it_ends_with_the_program_that_made_it(signum):
         wait_until(lambda: not os.path.exists(endpoint), "its directory is gone")
 
 
-def test_a_services_own_router_and_workers_disturb_nothing(tmp_path):
+def test_a_services_own_router_and_workers_disturb_nothing(tmp_path, monkeypatch):
     """The service's packages come first on its path, and are imported by it."""
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     for name in ("router", "workers"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("MINE = True\n")
