@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 README = (ROOT / "README.md").read_text()
 
+ATTEMPTS = 5
+
 REFUSALS = {
     "shed": (Ending.SHED, errors.Overloaded),
     "expired": (Ending.EXPIRED, errors.DeadlineExceeded),
@@ -108,19 +110,23 @@ def runtime_dir():
 @pytest.mark.slow
 @pytest.mark.parametrize("block", blocks("python"), ids=["sync", "asyncio", "whole_farm"])
 def test_example_runs(block, runtime_dir, tmp_path):
-    told = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block],
-        env={**os.environ, "FARM_RUNTIME_DIR": str(runtime_dir)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert told.returncode == 0, told.stderr
-    assert not told.stderr
-    assert told.stdout.strip()
-    assert "no answer" not in told.stdout
+    """Its deadlines are a service's, 40 ms: a machine that stalls may miss one, but not again and again."""
+    for _ in range(ATTEMPTS):
+        told = subprocess.run(
+            [sys.executable, "-W", "error", "-c", block],
+            env={**os.environ, "FARM_RUNTIME_DIR": str(runtime_dir)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert told.returncode == 0, told.stderr
+        assert not told.stderr
+        assert told.stdout.strip()
+        if "no answer" not in told.stdout:
+            return
+    pytest.fail(f"{ATTEMPTS} times: {told.stdout}")
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=["sync", "asyncio", "whole_farm"])
