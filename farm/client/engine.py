@@ -65,8 +65,7 @@ class Engine:
         self.submitted: dict[int, Ticket] = {}
         self.finished: deque[Ticket] = deque()
         self.conditions = Conditions(notify)
-        self._unseen = False
-        """Somebody began to wait since the last pump."""
+        self._unseen = False  # somebody began to wait since the last pump
         self._notify = notify
         self._nudge = nudge
         self._unwatch = unwatch
@@ -95,8 +94,7 @@ class Engine:
         """
         if self.closed:
             raise closed_error()
-        # Before it is placed: another thread may send it, and end it, at once.
-        self.submitted[ticket.request_id] = ticket
+        self.submitted[ticket.request_id] = ticket  # before it is placed: another thread may send and end it at once
         session = self.session
         placed = NOT_READY
         try:
@@ -189,7 +187,9 @@ class Engine:
             self._nudge()
 
     def expire(self, now_ns: int) -> None:
-        """End everything whose time is up; look for the next deadline."""
+        """End everything whose time is up; look for the next deadline. A reply that is there by now counts."""
+        if self.session is not None and not self.session.lost:
+            drain(self.session, self._finish_ticket)
         self.next_due_ns = FOREVER_NS
         for ticket in list(self._open_tickets()):
             if ticket.done:
@@ -278,8 +278,6 @@ class Engine:
         session.socket.close()
         return session.lane, context
 
-    # how
-
     def _attach(self) -> None:
         try:
             session = self.link.step(monotonic_ns())
@@ -296,8 +294,7 @@ class Engine:
 
     def _returned(self) -> None:
         # A lease has let a run go, in any thread, perhaps in the garbage collector: no lock is taken here.
-        session = self.session
-        if session is not None and self.waiting:
+        if (session := self.session) is not None and self.waiting:
             session.stirred = True
             self._nudge()
 
@@ -389,8 +386,7 @@ class Engine:
         self.conditions.fail(error)
 
     def _open_tickets(self) -> Iterator[Ticket]:
-        session = self.session
-        if session is not None:
+        if (session := self.session) is not None:
             yield from session.flight.values()
             yield from [ticket for ticket, _, _ in session.awaiting.values()]
         yield from [*self.outbox.tickets, *self.waiting]
@@ -401,5 +397,4 @@ class Engine:
             if not ticket.done:
                 self.waiting.append(ticket)
             else:
-                # Who waits is in no session but one that has ended, whose memory it would keep.
-                ticket.session = ticket.run = None
+                ticket.session = ticket.run = None  # of a session that has ended: it would keep its memory

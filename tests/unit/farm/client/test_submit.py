@@ -9,6 +9,8 @@ import pytest
 
 import farm.errors as errors
 from farm.client.reply import Reply
+from shm.client import Stages
+from shm.endings import Ending
 
 X = np.ones((1, 4), np.float32)
 
@@ -158,3 +160,15 @@ def test_clients_own_options_are_checked(make, options, words):
     with pytest.raises(errors.InvalidRequest) as caught:
         make(**options)
     assert words in str(caught.value)
+
+
+@pytest.mark.slow
+def test_answers_that_came_in_time_count_however_many_frames_lie_unread(client, router):
+    router.mode = "hold"
+    tickets = [client.submit("double", X * i, deadline_ms=150) for i in range(12)]
+    client.until(lambda: len(router.kept) == 12)
+    for ticket in tickets:
+        router.reply(ticket.request_id, ending=Ending.MODEL, rows=1, stages=Stages(time.monotonic_ns(), 0))
+    due = time.monotonic() + 0.2
+    router.until(lambda: time.monotonic() > due)
+    assert [ticket.result().source for ticket in client.completions(0)] == ["model"] * 12
