@@ -165,8 +165,7 @@ def whole(running: farm.Farm) -> bool:
     return bool(
         not status["waiting"]
         and router is not None
-        and sum(model["ready_workers"] for model in router["models"]) == 2
-        and [worker["state"] for worker in router["workers"]] == ["ready", "ready"]
+        and [worker["state"] for worker in router["workers"]] == ["ready"] * sum(status["wanted"].values())
     )
 
 
