@@ -245,9 +245,9 @@ class AsyncClient(BaseClient):
     def _advance(self, *, hear: bool) -> None:
         engine = self._engine
         engine.advance(hear=hear)
-        if self._watched != engine.watched():
+        while self._watched != engine.watched():
             self._watch()
-            # What came before the loop watched has no edge left to tell of it.
+            # What came before the loop watched has no edge left to tell of it; and it may change what to watch.
             engine.advance(hear=True)
         due_ns = engine.wake_at_ns()
         if due_ns < self._timer_at_ns - TIMER_SLACK_NS:
