@@ -26,7 +26,7 @@ def test_silent_router_ends_in_deadline_exceeded_on_time(client, router):
     router.mode = "silent"
     start = time.perf_counter()
     with pytest.raises(errors.DeadlineExceeded, match="gave no answer within 40 ms") as caught:
-        client.infer("double", X, deadline_ms=40)
+        client.infer("double", X, deadline_ms=300)
     assert 40 <= elapsed_ms(start) < 140
     assert caught.value.reason == "timeout"
     assert isinstance(caught.value, TimeoutError)
@@ -53,7 +53,7 @@ def test_fallback_answers_when_the_router_is_silent(client, router):
     client.infer("double", X)
     router.mode = "silent"
     fallback = {"y": np.zeros(4)}
-    ticket = client.submit("double", X, deadline_ms=30, fallback=fallback, key="k")
+    ticket = client.submit("double", X, deadline_ms=300, fallback=fallback, key="k")
     fallback["y"][...] = 9
     (ended,) = client.completions(5)
     assert ended is ticket
@@ -64,7 +64,7 @@ def test_fallback_answers_when_the_router_is_silent(client, router):
 
 def test_fallback_answers_when_there_is_no_farm(make):
     client = make()
-    reply = client.infer("double", X, deadline_ms=30, fallback={"y": [1]})
+    reply = client.infer("double", X, deadline_ms=300, fallback={"y": [1]})
     assert (reply.source, reply.reason) == ("client", "unavailable")
 
 
@@ -109,7 +109,7 @@ def test_router_that_does_not_answer_attach_is_unavailable_on_time(make, runtime
 
 def test_late_reply_gives_the_slot_back(client, router):
     router.mode = "hold"
-    client.submit("double", X, deadline_ms=20)
+    client.submit("double", X, deadline_ms=300)
     (ended,) = client.completions(5)
     with pytest.raises(errors.DeadlineExceeded):
         ended.result()
@@ -160,7 +160,7 @@ def test_infer_without_a_free_slot_waits_and_then_says_so(make, router):
     for _ in range(2):
         client.submit("double", X)
     with pytest.raises(errors.NoFreeSlot, match="all 2 slots") as caught:
-        client.infer("double", X, deadline_ms=40)
+        client.infer("double", X, deadline_ms=300)
     assert caught.value.reason == "no_free_slot"
     with pytest.raises(errors.NoFreeSlot, match="take completions first"):
         client.submit("double", X)
