@@ -8,7 +8,7 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +100,7 @@ class Siege:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             time.sleep(self._random.choice((0.0, 0.0, 0.001, 0.01)))
-        wait_until(lambda: gone(pids) and whole(self.running), "the dead were replaced")
+        wait_until(lambda: whole(self.running, without=pids), "the dead were replaced")
 
     def _born(self) -> int:
         """A client that has had an answer."""
@@ -116,10 +116,15 @@ class Siege:
         return int(self._random.choice(rows)["pid"])
 
     def _one(self, role: str) -> None:
-        pid = self._pid_of(role)
-        self._moment()
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: gone([pid]) and whole(self.running), f"the {role} was replaced")
+        while True:
+            pid = self._pid_of(role)
+            self._moment()
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # the router had killed it first: a worker that did not stop in time
+            break
+        wait_until(lambda: whole(self.running, without=[pid]), f"the {role} was replaced")
 
     def go_on(self, fits_long: set[str] = FITS_LONG) -> None:
         """Everybody who lives is answered as before, and all that has ended has ended rightly."""
@@ -158,13 +163,16 @@ class Siege:
         return ""
 
 
-def whole(running: farm.Farm) -> bool:
-    """Everybody who should be there is."""
+def whole(running: farm.Farm, without: Sequence[int] = ()) -> bool:
+    """Everybody who should be there is; of those who should not, supervisor and router have taken note."""
     status = running.status()
     router = status["router"]
+    known = {row["pid"] for row in status["processes"]}
     return bool(
-        not status["waiting"]
+        gone(without)
+        and not status["waiting"]
         and router is not None
+        and known.union(worker["pid"] for worker in router["workers"]).isdisjoint(without)
         and [worker["state"] for worker in router["workers"]] == ["ready"] * sum(status["wanted"].values())
     )
 

@@ -14,6 +14,7 @@ import pytest
 from farm import control, embedded, exits
 from shm import paths, seqpacket
 from shm.control import InspectWanted, StatusWanted, StopWanted, wanted_codec
+from shm.errors import PeerGone
 from tests.farmprocess import Serving, alive, gone, wait_until
 
 pytestmark = pytest.mark.slow
@@ -199,6 +200,14 @@ def test_systemd_is_told_when_it_is_ready(serve, tmp_path):
     os.unlink(address)
 
 
+def answered(sock):
+    """A socket that is closed with something unread says so first, once, and then gives what had been sent."""
+    try:
+        return seqpacket.receive_within(sock, 5) is not None
+    except PeerGone:
+        return seqpacket.receive_within(sock, 5) is not None
+
+
 def test_control_takes_one_command_a_connection_and_survives_nonsense(serve):
     with serve() as farm:
         farm.ready()
@@ -206,11 +215,11 @@ def test_control_takes_one_command_a_connection_and_survives_nonsense(serve):
         for frame in (b"\xc1", b"x" * 100_000, wanted_codec.encode(StatusWanted()) + b"x", b"\x91\x40"):
             with seqpacket.connect(path) as sock:
                 seqpacket.send(sock, frame)
-                assert seqpacket.receive_within(sock, 5) is not None
+                assert answered(sock)
         with seqpacket.connect(path) as sock:
             for _ in range(2):
                 seqpacket.send(sock, wanted_codec.encode(StatusWanted()))
-            assert seqpacket.receive_within(sock, 5) is not None
+            assert answered(sock)
         assert farm.status()["state"] == "ready"
 
 
