@@ -51,9 +51,9 @@ def in_child(work: Callable[[], object]) -> None:
         try:
             work()
             code = 0
-        except BaseException:  # the child has nobody else to tell
-            traceback.print_exc()
         finally:
+            if code:
+                traceback.print_exc()
             sys.stderr.flush()
             os._exit(code)
     pidfd = os.pidfd_open(pid)
