@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from router import events as ev
-from router.door import Arena
+from router.arena import Arena
 from router.gate import Gate
 from shm import seqpacket
 from shm.errors import FrameRefused, PeerGone

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+from router.arena import Arena, Chores, Steps
 from router.config import RouterConfig
 from router.counters import Counters
 from router.gate import Gate
@@ -36,30 +37,6 @@ MIB = 1024 * 1024
 
 
 @dataclass(slots=True)
-class Arena:
-    """Two memory files of `slot_count * slot_bytes`. The router owns the descriptors until `close`."""
-
-    in_fd: int
-    out_fd: int
-    slot_count: int
-    slot_bytes: int
-
-    @property
-    def payload_bytes(self) -> int:
-        return self.slot_count * self.slot_bytes
-
-    def read(self, slot: int, payload_bytes: int) -> bytes:
-        """A copy of what the client wrote, from the start of a slot."""
-        return os.pread(self.in_fd, payload_bytes, slot * self.slot_bytes)
-
-    def close(self) -> None:
-        """Punch both files empty first: a client that kept its descriptors keeps no memory."""
-        for fd in (self.in_fd, self.out_fd):
-            segment.punch(fd, self.payload_bytes)
-            os.close(fd)
-
-
-@dataclass(slots=True)
 class Client:
     """One connection: a session once `arena` is there."""
 
@@ -74,7 +51,6 @@ class Client:
     granted: bool = False
     over: bool = False
     faults: int = 0
-    making: asyncio.Handle | None = None
     reserved_bytes: int = 0
     timeout: asyncio.TimerHandle | None = field(default=None, repr=False)
 
@@ -114,6 +90,7 @@ class Door:
         self._counters = counters
         self._loop = loop
         self._gate = gate
+        self._chores = Chores(loop)
         self._allowed = allowed
         self._catalog = catalog
         self._on_attached = on_attached
@@ -215,39 +192,26 @@ class Door:
             client.reserved_bytes = 2 * payload_bytes
             self.arena_bytes += client.reserved_bytes
             try:
-                in_fd = segment.create("shmfarm-in")
-                try:
-                    out_fd = segment.create("shmfarm-out")
-                except SegmentRefused:
-                    os.close(in_fd)
-                    raise
+                client.arena = Arena.create(attach.slot_count, attach.slot_bytes)
             except SegmentRefused as refused:
                 self._refuse(client, Reason.BUDGET, str(refused), retry_after_ms=1000)
                 return
-            client.arena = Arena(in_fd, out_fd, attach.slot_count, attach.slot_bytes)
-            self._allocate(client, 0)
+            self._chores.add(self._make(client, client.arena))
 
-    def _allocate(self, client: Client, done_bytes: int) -> None:
-        """The next step of the arena's memory, `in` first, then `out`."""
-        arena = client.arena
-        if client.over or arena is None:
+    def _make(self, client: Client, arena: Arena) -> Steps:
+        """The arena's memory, then the welcome; nothing of it once the client is gone."""
+        if client.over:
+            # It was gone before its first turn came.
             return
-        size = arena.payload_bytes
-        fd, offset = (arena.in_fd, done_bytes) if done_bytes < size else (arena.out_fd, done_bytes - size)
-        step = min(segment.STEP_BYTES, size - offset)
         try:
-            segment.allocate(fd, offset, step)
+            for _ in arena.fill():
+                yield
+                if client.over:
+                    return
+            read_only = segment.reopen_read_only(arena.out_fd)
         except SegmentRefused as refused:
             self._refuse(client, Reason.BUDGET, str(refused), retry_after_ms=1000)
             return
-        done_bytes += step
-        if done_bytes < 2 * size:
-            client.making = self._loop.call_soon(self._allocate, client, done_bytes)
-            return
-        segment.seal(arena.in_fd)
-        segment.seal(arena.out_fd)
-        try:
-            read_only = segment.reopen_read_only(arena.out_fd)
         except OSError as error:
             self._refuse(client, Reason.BUDGET, f"no descriptor could be had: {error.strerror}", retry_after_ms=1000)
             return
@@ -325,8 +289,6 @@ class Door:
         self._half_open.pop(client.number, None)
         if client.timeout is not None:
             client.timeout.cancel()
-        if client.making is not None:
-            client.making.cancel()
         # The lane may still watch the socket for writing: its session ends before the socket is closed.
         if client.granted:
             self._on_lost(client)
@@ -339,12 +301,17 @@ class Door:
             self.close_arena(client)
 
     def close_arena(self, client: Client) -> None:
-        """No run works in this memory any more, and no worker is sent it again."""
-        if client.arena is not None:
-            client.arena.close()
-            client.arena = None
-        self.arena_bytes -= client.reserved_bytes
+        """No run works in this memory any more, and no worker is sent it again. It counts until it is given back."""
+        arena, client.arena = client.arena, None
+        if arena is not None:
+            self._chores.add(self._give_back(arena, client.reserved_bytes), first=True)
+        else:
+            self.arena_bytes -= client.reserved_bytes
         client.reserved_bytes = 0
+
+    def _give_back(self, arena: Arena, reserved_bytes: int) -> Steps:
+        yield from arena.empty()
+        self.arena_bytes -= reserved_bytes
 
     def close(self) -> None:
         self._loop.remove_reader(self._listener.fileno())
@@ -355,3 +322,4 @@ class Door:
             pass
         for client in list(self.clients.values()):
             self.end(client)
+        self._chores.finish()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import msgspec
 
 from router import events as ev
+from router.arena import Arena
 from router.config import ModelConfig
-from router.door import Arena
 from router.rules import RuleBook, RuleRefused
 from shm.client import Reply
 from shm.endings import Ending, Reason

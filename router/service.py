@@ -23,9 +23,10 @@ import setproctitle
 import uvloop
 
 from router import events as ev
+from router.arena import Arena
 from router.config import RouterConfig
 from router.crew import Crew
-from router.door import Arena, Client, Door
+from router.door import Client, Door
 from router.gate import Gate
 from router.lanes.direct import DirectLane
 from router.lanes.zeromq import ZeroMqLane

@@ -115,9 +115,9 @@ def map_memory(fd: int, payload_bytes: int, *, writable: bool, populate: bool = 
         raise SegmentRefused(f"{payload_bytes} bytes of a memory file could not be mapped: {error}") from error
 
 
-def punch(fd: int, payload_bytes: int) -> None:
-    """Give every page back to the system. Who still holds the descriptor holds an empty file and reads zeros."""
-    _fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, payload_bytes)
+def punch(fd: int, payload_bytes: int, offset: int = 0) -> None:
+    """Give pages back to the system: who still holds the descriptor reads zeros there, and keeps no memory."""
+    _fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, payload_bytes)
 
 
 def _fallocate(fd: int, mode: int, offset: int, payload_bytes: int) -> None:

@@ -14,10 +14,11 @@ import zmq
 from router.config import ModelConfig
 from router.door import HALF_OPEN_MAX
 from shm import seqpacket
-from shm.client import Submit, request_codec
+from shm.client import Attach, Submit, attach_codec, request_codec
 from shm.endings import Ending
 from shm.errors import PeerGone
 from shm.layout import Tensor
+from shm.limits import PROTOCOL_VERSION
 from shm.paths import attach_path
 from shm.segment import create_sealed
 from shm.worker import MemberDone, Run
@@ -74,6 +75,27 @@ def test_connections_that_ask_for_nothing_keep_nobody_out(start: Starter) -> Non
     finally:
         for sock in silent:
             sock.close()
+
+
+def test_a_client_that_goes_before_its_memory_is_made_leaves_nothing(start: Starter) -> None:
+    router = start()
+    worker, client = router.worker(), router.client()
+    before = len(os.listdir(f"/proc/{router.process.pid}/fd"))
+    mib = router.status()["arena_mib"]
+    ask = attach_codec.encode(Attach(PROTOCOL_VERSION, 64, 65_536, "direct", "test"))
+    path = attach_path(router.runtime_dir)
+    for _ in range(10):
+        leaving = [wait_for(lambda: _connected(path)) for _ in range(8)]
+        for sock in leaving:
+            assert seqpacket.send(sock, ask)
+        for sock in leaving:
+            sock.close()
+    client.submit(client.request(1))
+    worker.done(worker.next_run())
+    assert client.reply(1).ending == Ending.MODEL
+    wait_for(lambda: len(os.listdir(f"/proc/{router.process.pid}/fd")) <= before)
+    wait_for(lambda: router.status()["arena_mib"] == mib)
+    assert router.counter("clients_refused") == 0
 
 
 def _connected(path: str) -> socket.socket | None:
