@@ -80,6 +80,9 @@ def test_connections_that_ask_for_nothing_keep_nobody_out(start: Starter) -> Non
 def test_a_client_that_goes_before_its_memory_is_made_leaves_nothing(start: Starter) -> None:
     router = start()
     worker, client = router.worker(), router.client()
+    client.submit(client.request(1))
+    worker.done(worker.next_run())
+    assert client.reply(1).ending == Ending.MODEL
     before = len(os.listdir(f"/proc/{router.process.pid}/fd"))
     mib = router.status()["arena_mib"]
     ask = attach_codec.encode(Attach(PROTOCOL_VERSION, 64, 65_536, "direct", "test"))
@@ -90,9 +93,9 @@ def test_a_client_that_goes_before_its_memory_is_made_leaves_nothing(start: Star
             assert seqpacket.send(sock, ask)
         for sock in leaving:
             sock.close()
-    client.submit(client.request(1))
+    client.submit(client.request(2))
     worker.done(worker.next_run())
-    assert client.reply(1).ending == Ending.MODEL
+    assert client.reply(2).ending == Ending.MODEL
     wait_for(lambda: len(os.listdir(f"/proc/{router.process.pid}/fd")) <= before)
     wait_for(lambda: router.status()["arena_mib"] == mib)
     assert router.counter("clients_refused") == 0
