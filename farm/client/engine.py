@@ -111,10 +111,10 @@ class Engine:
         return placed != NO_ROOM
 
     def resume(self, ticket: Ticket) -> None:
-        """Take a request whose slots are written already: a lease's. In a session that has ended it is moved."""
+        """Take a request whose slots are written already: a lease's. Of a session that has ended it waits for a move."""
         if self.closed:
             raise closed_error()
-        self.outbox.tickets.append(ticket)
+        self.outbox.tickets.append(ticket) if ticket.session is self.session else self._wait(ticket)
 
     def _wait(self, ticket: Ticket) -> None:
         if ticket.deadline_ns == FOREVER_NS:

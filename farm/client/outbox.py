@@ -53,11 +53,14 @@ class Outbox:
         return due_ns
 
     def empty(self) -> list[Ticket]:
-        """Everything that was not sent: the session has ended."""
+        """Everything that was not sent and is still open: the session has ended."""
         left = list(self.tickets)
         self.tickets.clear()
         self.cancels.clear()
-        return left
+        for ticket in left:
+            if ticket.done:
+                _part(ticket)
+        return [ticket for ticket in left if not ticket.done]
 
     def _due_ns(self) -> int:
         return min((ticket.deadline_ns for ticket in list(self.tickets)), default=FOREVER_NS)
@@ -67,7 +70,9 @@ class Outbox:
         while self.tickets and len(batch) < REQUESTS_MAX:
             ticket = self.tickets.popleft()
             if ticket.session is not session:
-                if not ticket.done:
+                if ticket.done:
+                    _part(ticket)
+                else:
                     self.strays.append(ticket)
             elif ticket.done:
                 # Its caller went before it was sent: the farm never saw its slots.
@@ -75,6 +80,11 @@ class Outbox:
             else:
                 batch.append(ticket)
         return batch
+
+
+def _part(ticket: Ticket) -> None:
+    """From a session that has ended, whose memory it would keep: its error's traceback may keep it for long."""
+    ticket.session = ticket.run = None
 
 
 def _send(session: Session, frame: bytes) -> bool:

@@ -72,3 +72,24 @@ def test_a_lease_that_failed_between_two_routers_keeps_no_memory(make, runtime_d
         assert mappings() == before
     finally:
         gc.enable()
+
+
+def test_a_lease_that_was_asked_after_its_router_died_keeps_no_memory(make, runtime_dir):
+    gc.collect()
+    client = make()
+    before = mappings()
+    gc.disable()
+    try:
+        with FakeRouter(runtime_dir) as router, client.lease("double", {"x": ((1, 4), "f4")}) as lease:
+            router.close()
+            with pytest.raises(errors.Unavailable):
+                client.infer("double", X, deadline_ms=20)  # so that the client has noticed
+            with pytest.raises(errors.Unavailable):
+                lease.infer(deadline_ms=20)
+        with FakeRouter(runtime_dir, epoch=2) as router:
+            client.infer("double", X, deadline_ms=10_000)
+        with pytest.raises(errors.Unavailable):
+            client.infer("double", X, deadline_ms=20)
+        assert mappings() == before
+    finally:
+        gc.enable()
