@@ -98,6 +98,16 @@ _REFUSALS: dict[int, tuple[type[FarmError], bool]] = {
 }
 
 
+_NEXT: dict[int, str] = {
+    Ending.SHED: "come back later, allow more time, or give the model more workers",
+    Ending.EXPIRED: "give it more time, a rule or a fallback",
+    Ending.INVALID: "mend the request: sending it again will not help",
+    Ending.FAILED: "look at the input and the model, or do without",
+    Ending.CANCELLED: "ask again if it is still wanted",
+}
+"""What to do next, for every ending that is no answer."""
+
+
 def refusal(
     ending: int, reason: int, message: str | None, *, retry_after_ms: int = 0, request_id: int, model: str
 ) -> FarmError:
@@ -105,8 +115,9 @@ def refusal(
     kind, retryable = _REFUSALS[ending]
     if reason in (Reason.UNKNOWN_MODEL, Reason.UNKNOWN_VERSION):
         kind = ModelNotFound
+    ended = message or f"the request to {model} ended {Ending(ending).name.lower()} ({Reason(reason).code})"
     return kind(
-        message or f"the request to {model} ended {Ending(ending).name.lower()} ({Reason(reason).code})",
+        f"{ended}; {_NEXT[ending]}",
         reason=Reason(reason).code,
         retryable=retryable or reason == Reason.WORKER_DIED,
         retry_after_ms=retry_after_ms or None,

@@ -151,9 +151,22 @@ def _make(path: str, gid: int | None) -> bool:
         raise ConfigError(
             f"runtime directory {path}: anybody may replace it, since {parent} is writable for all and not sticky"
         )
+    try:
+        there = set() if os.path.islink(path) else set(os.listdir(path))
+    except OSError:
+        there = set()  # what is wrong with it is said below
+    if not there <= OURS:
+        raise ConfigError(
+            f"runtime directory {path} has other things in it, and would be closed to everyone else: "
+            "name an empty one, or one that does not exist yet"
+        )
     made = _private(path, gid, setgid=False)
     _private(os.path.join(path, paths.CONTROL_DIR), None)
     return made
+
+
+OURS = frozenset({paths.SERVICE_DIR, paths.CONTROL_DIR})
+"""What a farm keeps in its directory."""
 
 
 def _private(path: str, gid: int | None, setgid: bool = True) -> bool:

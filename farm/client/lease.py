@@ -98,7 +98,7 @@ class BaseLease:
             self.inputs[spec.name] = (
                 holder[offset : offset + size].view(NUMPY[spec.dtype]).reshape(dims)
                 if size
-                else tensors.view(b"", 0, spec.dtype, dims)
+                else tensors.view(b"", 0, spec.dtype, dims, writable=True)
             )
         self._holder = holder
 

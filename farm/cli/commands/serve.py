@@ -31,6 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     from farm.supervisor import entry
 
     options: dict[str, Any] = {}
+    if arguments.runtime_dir == "":
+        raise ConfigError("--runtime-dir is empty: name a directory, or leave it out for the usual place")
     if arguments.runtime_dir is not None:
         options["runtime_dir"] = os.path.abspath(arguments.runtime_dir)
     if arguments.workers is not None:

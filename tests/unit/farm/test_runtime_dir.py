@@ -156,3 +156,13 @@ def test_the_first_usual_place_that_can_be_had_is_chosen(tmp_path, monkeypatch):
     monkeypatch.setenv("FARM_RUNTIME_DIR", str(tmp_path / "named"))
     assert runtime_dir.choose(None) == str(tmp_path / "named")
     assert runtime_dir.choose("/elsewhere") == "/elsewhere"
+
+
+def test_a_directory_with_other_things_in_it_is_refused_and_left_as_it_is(tmp_path):
+    other = tmp_path / "shared"
+    other.mkdir()
+    other.chmod(0o1777)
+    (other / "letter").write_text("not ours")
+    with pytest.raises(ConfigError, match="has other things in it"):
+        runtime_dir.claim(str(other), serves="fraud v1")
+    assert mode(other) == 0o1777

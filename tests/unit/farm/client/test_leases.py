@@ -180,3 +180,9 @@ def test_view_let_go_wakes_who_waits_for_a_slot(make, router):
         assert client.infer("double", np.ones((1, 4), np.float32), deadline_ms=5000).source == "model"
     finally:
         letting_go.join()
+
+
+def test_a_lease_of_no_rows_is_written_and_answered(client, router):
+    with client.lease("double", {"x": ((0, 4), np.float32)}) as lease:
+        lease.inputs["x"][...] = np.zeros((0, 4), np.float32)
+        assert lease.infer(deadline_ms=5000).outputs["y"].shape == (0, 4)
