@@ -111,7 +111,7 @@ class Engine:
         return placed != NO_ROOM
 
     def resume(self, ticket: Ticket) -> None:
-        """Take a request whose slots are written already: a lease's. Of a session that has ended it waits for a move."""
+        """Take a request whose slots are written already: a lease's. In a session that has ended it is moved."""
         if self.closed:
             raise closed_error()
         self.outbox.tickets.append(ticket) if ticket.session is self.session else self._wait(ticket)
