@@ -12,6 +12,7 @@ from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Final, Self
 
+from farm.client import fork
 from farm.client.base import (
     GATHERED_MAX,
     READY_TIMEOUT_S,
@@ -58,6 +59,7 @@ class AsyncClient(BaseClient):
     ) -> None:
         super().__init__(endpoint, lane, slot_count, slot_bytes, title)
         self._start()
+        fork.remember(self)
 
     def _start(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None

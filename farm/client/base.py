@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from time import monotonic_ns
 from typing import Any, Final, Literal
 
-from farm.client import fork
 from farm.client.catalog import Version
 from farm.client.endpoint import Endpoint
 from farm.client.engine import Engine
@@ -24,14 +23,16 @@ Inputs = Mapping[str, Any] | Any
 
 
 class BaseClient:
-    """State and checks; no waiting. `_notify`, `_nudge` and `_unwatch` are called by the engine."""
+    """State and checks; no waiting. `_notify`, `_nudge` and `_unwatch` are called by the engine.
+
+    A kind of client calls `fork.remember` as the last of its construction: what is half made cannot be made anew.
+    """
 
     def __init__(
         self, endpoint: Endpoint | None, lane: str, slot_count: int, slot_bytes: int, title: str | None
     ) -> None:
         self._settings = check_settings(endpoint, lane, slot_count, slot_bytes, title or "")
         self._engine = Engine(self._settings, self._notify, self._nudge, self._unwatch)
-        fork.remember(self)
 
     @property
     def lane(self) -> str:
@@ -54,8 +55,10 @@ class BaseClient:
         """Before a descriptor is closed: stop watching them all."""
 
     def _after_fork(self) -> object:
+        closed = self._engine.closed
         kept = self._engine.abandon()
         self._engine = Engine(self._settings, self._notify, self._nudge, self._unwatch)
+        self._engine.closed = closed
         return kept
 
     def _ticket(

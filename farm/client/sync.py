@@ -7,6 +7,7 @@ from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Self
 
+from farm.client import fork
 from farm.client.base import (
     GATHERED_MAX,
     READY_TIMEOUT_S,
@@ -57,6 +58,7 @@ class Client(BaseClient):
             raise refused(f"spin_us is {spin_us!r}; it must be a whole number from 0 to {SPIN_US_MAX}")
         self._spin_us = spin_us
         self._turns = Turns(self._engine, spin_us)
+        fork.remember(self)
 
     # requests
 

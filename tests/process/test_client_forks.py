@@ -166,6 +166,25 @@ def test_async_client_of_the_parent_is_made_anew_in_a_childs_loop(runtime_dir, r
     loop.close()
 
 
+def test_closed_and_half_made_clients_do_not_disturb_a_child(runtime_dir, router, lane):
+    kept = []
+    with pytest.raises(errors.InvalidRequest) as refused:
+        Client(runtime_dir, lane=lane, spin_us=-1)
+    kept.append(refused)  # its traceback keeps the half-made client
+    closed = Client(runtime_dir, lane=lane)
+    closed.close()
+    with Client(runtime_dir, lane=lane) as client:
+        client.infer("double", X)
+
+        def work():
+            with pytest.raises(errors.Unavailable, match="closed"):
+                closed.infer("double", X)
+            client.infer("double", X, deadline_ms=5000)
+
+        in_child(work)
+        assert len(router.asked) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["fork", "forkserver", "spawn"])
 def test_multiprocessing_children_that_end_in_the_usual_way(runtime_dir, router, lane, how):
