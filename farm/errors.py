@@ -105,7 +105,7 @@ _NEXT: dict[int, str] = {
     Ending.FAILED: "look at the input and the model, or do without",
     Ending.CANCELLED: "ask again if it is still wanted",
 }
-"""What to do next, for every ending that is no answer."""
+"""What to do next, where the farm itself does not say more."""
 
 
 def refusal(
@@ -115,9 +115,9 @@ def refusal(
     kind, retryable = _REFUSALS[ending]
     if reason in (Reason.UNKNOWN_MODEL, Reason.UNKNOWN_VERSION):
         kind = ModelNotFound
-    ended = message or f"the request to {model} ended {Ending(ending).name.lower()} ({Reason(reason).code})"
+    ended = f"the request to {model} ended {Ending(ending).name.lower()} ({Reason(reason).code})"
     return kind(
-        f"{ended}; {_NEXT[ending]}",
+        message or f"{ended}; {_NEXT[ending]}",
         reason=Reason(reason).code,
         retryable=retryable or reason == Reason.WORKER_DIED,
         retry_after_ms=retry_after_ms or None,
