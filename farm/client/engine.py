@@ -397,4 +397,4 @@ class Engine:
             if not ticket.done:
                 self.waiting.append(ticket)
             else:
-                ticket.session = ticket.run = None  # of a session that has ended: it would keep its memory
+                ticket.part()

@@ -59,7 +59,7 @@ class Outbox:
         self.cancels.clear()
         for ticket in left:
             if ticket.done:
-                _part(ticket)
+                ticket.part()
         return [ticket for ticket in left if not ticket.done]
 
     def _due_ns(self) -> int:
@@ -71,7 +71,7 @@ class Outbox:
             ticket = self.tickets.popleft()
             if ticket.session is not session:
                 if ticket.done:
-                    _part(ticket)
+                    ticket.part()
                 else:
                     self.strays.append(ticket)
             elif ticket.done:
@@ -80,11 +80,6 @@ class Outbox:
             else:
                 batch.append(ticket)
         return batch
-
-
-def _part(ticket: Ticket) -> None:
-    """From a session that has ended, whose memory it would keep: its error's traceback may keep it for long."""
-    ticket.session = ticket.run = None
 
 
 def _send(session: Session, frame: bytes) -> bool:

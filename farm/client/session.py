@@ -10,7 +10,7 @@ import mmap
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from farm.client.answers import conclude
 from farm.client.attach import Welcome, welcome_codec
@@ -19,17 +19,12 @@ from farm.client.lane import Lane, ZeroMQLane
 from farm.client.tickets import Ticket
 from shm import client as wire
 from shm import segment, seqpacket
-from shm.endings import FIRST_REFUSAL, Ending, Reason, source_of
+from shm.endings import Reason
 from shm.errors import NoRoom, SegmentRefused, TensorRefused
 from shm.frames import Codec
 from shm.layout import slots_for
 from shm.limits import FRAME_BYTES_MAX
 from shm.slots import SlotPool
-
-_SOURCES: Final = {int(ending): source_of(ending) for ending in Ending if ending < FIRST_REFUSAL}
-
-
-_WORDS: Final = {int(reason): reason.code for reason in Reason}
 
 Heard = wire.Replies | wire.Release | wire.Rejected
 

@@ -94,6 +94,10 @@ class Ticket(Pending):
         assert ended is not None
         return ended
 
+    def part(self) -> None:
+        """From a session that has ended, whose memory it would keep: its error's traceback may keep it for long."""
+        self.session = self.run = None
+
     def answer(self, reply: Reply) -> None:
         self._reply = reply
         self.done = True
