@@ -76,11 +76,8 @@ class Closing:
             self.answer_late(entry, Reason.TIMEOUT, now_ns, run_over=True)
 
     def answer_late(self, entry: Entry, reason: Reason, now_ns: int, *, run_over: bool = False) -> None:
-        """No model answer will be there in time: a rule's, or a refusal that says so."""
-        model = self._models[entry.model]
-        if model.has_rules:
-            self.end(entry, Ending.EXPIRED, reason, now_ns, run_over=run_over, by_rule=True)
-        elif reason is Reason.PREDICTED_LATE:
+        """No model answer will be there in time."""
+        if reason is Reason.PREDICTED_LATE:
             self.end(entry, Ending.SHED, reason, now_ns, run_over=run_over)
         elif reason is Reason.WORKER_DIED:
             message = "the worker died, and no time was left to run it again"
@@ -97,12 +94,11 @@ class Closing:
         *,
         run_over: bool = False,
         message: str | None = None,
-        by_rule: bool = False,
     ) -> None:
-        """Answer an entry that the model does not answer.
+        """Answer an entry that the model does not answer: by what its model's table has for the reason, else so.
 
+        ending: what is said when nothing else can answer.
         run_over: no worker has it any more; else the slots of a running entry stay held.
-        by_rule: `ending` is what is said when no rule can answer either.
         """
         session, request = entry.session, entry.request
         held = entry.state is State.RUNNING and not run_over
@@ -123,8 +119,10 @@ class Closing:
             self._ledger.close(entry)
         if session.lost:
             self.close_if_over(session)
-        elif by_rule:
-            self._outbox.act(ev.AnswerByRule(session.number, entry.model, request, reply))
+            return
+        steps = self._models[entry.model].instead.get(reason)
+        if steps is not None:
+            self._outbox.act(ev.AnswerInstead(session.number, entry.model, request, reply, steps))
         else:
             self.count(ending)
             self._outbox.reply(session.number, reply)
@@ -150,6 +148,10 @@ class Closing:
         match ending:
             case Ending.RULES:
                 counters.answers_rules += 1
+            case Ending.LAST_GOOD:
+                counters.answers_last_good += 1
+            case Ending.CONSTANT:
+                counters.answers_constant += 1
             case Ending.SHED:
                 counters.shed += 1
             case Ending.EXPIRED:

@@ -16,6 +16,8 @@ class Counters(Struct):
     requests: Annotated[int, Meta(description="requests taken from clients")] = 0
     answers_model: Annotated[int, Meta(description="ended with the model's answer")] = 0
     answers_rules: Annotated[int, Meta(description="ended with a rule's answer")] = 0
+    answers_last_good: Annotated[int, Meta(description="ended with the last answer for the same key")] = 0
+    answers_constant: Annotated[int, Meta(description="ended with the constant answer")] = 0
     shed: Annotated[int, Meta(description="ended shed: refused for want of room or time")] = 0
     expired: Annotated[int, Meta(description="ended expired: no answer by the deadline and no rule to give one")] = 0
     invalid: Annotated[int, Meta(description="ended invalid: wrong in themselves")] = 0
@@ -26,6 +28,8 @@ class Counters(Struct):
     released: Annotated[int, Meta(description="slots given back after that")] = 0
     rerun: Annotated[int, Meta(description="run once more because a worker died")] = 0
     poison: Annotated[int, Meta(description="refused because two workers died with them")] = 0
+    rules_compared: Annotated[int, Meta(description="answers of the model that were put to the rules too")] = 0
+    rules_agreed: Annotated[int, Meta(description="those where the rules said the same")] = 0
     runs: Annotated[int, Meta(description="runs dispatched to workers")] = 0
     runs_skipped: Annotated[int, Meta(description="runs that a worker did not start because it was too late")] = 0
     runs_terminated: Annotated[int, Meta(description="runs told to stop because nobody waited for them any more")] = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from router.config import Behaviour
 from shm.client import Reply, Request
 from shm.layout import Signature
 from shm.worker import Copies, Member, MemberDone, RunCost
@@ -22,8 +23,11 @@ class ClientLost(Struct, frozen=True, gc=False):
 
 
 class RequestsArrived(Struct, frozen=True):
+    """`poison`: ids among them whose inputs are known to kill workers."""
+
     session: int
     requests: list[Request]
+    poison: frozenset[int] = frozenset()
 
 
 class RequestsCancelled(Struct, frozen=True):
@@ -112,16 +116,45 @@ class SendOverflow(Struct, frozen=True, gc=False):
     payload_bytes: int
 
 
-class AnswerByRule(Struct, frozen=True):
-    """Evaluate the model's rules on this request's inputs and complete `reply` with the outputs.
+class AnswerInstead(Struct, frozen=True):
+    """Try each of `steps` in order and complete `reply` with the outputs of the first that has some.
 
-    Where no rule can answer, `reply` goes out as the refusal that it is until then.
+    Where none can answer, `reply` goes out as the refusal that it is until then. Its reason stays what it is.
     """
 
     session: int
     model: int
     request: Request
     reply: Reply
+    steps: tuple[Behaviour, ...]
+
+
+class KeepAnswer(Struct, frozen=True):
+    """The model has answered a request with a key: keep a copy for `last_good`, before the reply goes out."""
+
+    session: int
+    model: int
+    request: Request
+    reply: Reply
+
+
+class CompareRules(Struct, frozen=True):
+    """One of a sample: would the rules have said the same as this reply of the model? Before the reply goes out."""
+
+    session: int
+    model: int
+    request: Request
+    reply: Reply
+
+
+class Quarantine(Struct, frozen=True):
+    """Two workers died while they ran this request: keep its input and refuse the same for a while. Before the reply
+    goes out, which gives the slots back."""
+
+    session: int
+    model: int
+    request: Request
+    workers: tuple[int, ...]
 
 
 class SendRelease(Struct, frozen=True):
@@ -175,7 +208,10 @@ class TellDrained(Struct, frozen=True, gc=False):
 Action = (
     SendReplies
     | SendOverflow
-    | AnswerByRule
+    | AnswerInstead
+    | KeepAnswer
+    | CompareRules
+    | Quarantine
     | SendRelease
     | SendRejected
     | Dispatch

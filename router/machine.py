@@ -307,8 +307,8 @@ class RouterMachine:
             run.kill_ns = max(now_ns, run.dispatched_ns + model.costs.estimate(run.rows)) + model.hang_ns
             self._outbox.act(ev.TerminateRun(run.worker.number, run.number))
 
-    def rule_ended(self, ending: int) -> None:
-        """The service tells how an AnswerByRule came out."""
+    def instead_ended(self, ending: int) -> None:
+        """The service tells how an AnswerInstead came out."""
         self._closing.count(Ending(ending))
 
     # Dispatch

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from router.batching import ModelQueue
-from router.config import ModelConfig
+from router.config import Behaviour, ModelConfig
 from router.costs import RunCosts
+from router.fallback import FAILURE_OF, table
 from shm.client import Request
 from shm.endings import Reason
 from shm.errors import TensorRefused
@@ -31,12 +32,15 @@ class ModelState:
         "has_rules",
         "index",
         "input_plan",
+        "instead",
+        "keeps_answers",
         "max_batch",
         "max_delay_ns",
         "members_max",
         "queue",
         "queue_bytes_max",
         "ready",
+        "retried",
         "signature",
     )
 
@@ -48,6 +52,15 @@ class ModelState:
         self.hang_ns = int(config.hang_ms * 1e6)
         self.queue_bytes_max = config.queue_mib * 1024 * 1024
         self.has_rules = config.rules is not None
+        rows = table(config)
+        self.instead: dict[int, tuple[Behaviour, ...]] = {}
+        """What to try for each reason, `retry` and `reject` left out; a reason without anything is not in it."""
+        self.retried = {reason for reason, failure in FAILURE_OF.items() if "retry" in rows[failure]}
+        for reason, failure in FAILURE_OF.items():
+            steps = tuple(step for step in rows[failure] if step not in ("retry", "reject"))
+            if steps:
+                self.instead[reason] = steps
+        self.keeps_answers = any("last_good" in steps for steps in rows.values())
         self.max_batch = 1
         self.members_max = 1
         self.queue = ModelQueue()

@@ -1,4 +1,4 @@
-"""The rule books at work: each AnswerByRule becomes a reply, with so many rows a turn and no more."""
+"""The rule books at work: each AnswerInstead becomes a reply, with so many rows a turn and no more."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Ruling:
     def start_turn(self) -> None:
         self._rows = [0] * len(self._rows)
 
-    def answer(self, action: ev.AnswerByRule) -> Reply:
+    def answer(self, action: ev.AnswerInstead) -> Reply:
         """The reply with a rule's outputs; where none can be had it stays the refusal that it is."""
         request, book, arena = action.request, self._books[action.model], self._arena_of(action.session)
         changes: dict[str, object]

@@ -98,7 +98,7 @@ class RouterService:
         self._gathered = 0
         self._in_turn = False
         self._fds: list[int] = []
-        self._by_rule: dict[int, list[Reply]] = {}
+        self._instead: dict[int, list[Reply]] = {}
         self._crew = Crew(
             loop=loop,
             gate=gate,
@@ -165,8 +165,8 @@ class RouterService:
                 self._turns += 1
                 for action in machine.handle(events, time.monotonic_ns()):
                     perform[type(action)](action)
-                if self._by_rule:
-                    self._send_by_rule()
+                if self._instead:
+                    self._send_instead()
         finally:
             self._in_turn = False
         self._timer.arm(machine.next_due_ns())
@@ -182,7 +182,7 @@ class RouterService:
         return {
             ev.Dispatch: crew.dispatch,
             ev.SendReplies: lambda action: post.send_replies(action.session, action.replies),
-            ev.AnswerByRule: self._answer_by_rule,
+            ev.AnswerInstead: self._answer_instead,
             ev.SendRelease: post.release,
             ev.SendRejected: lambda action: post.reject(action.session, action.reason, action.message),
             ev.SendOverflow: self._send_overflow,
@@ -194,14 +194,14 @@ class RouterService:
             ev.TellDrained: lambda action: self._leash.tell(Drained(action.refused)),
         }
 
-    def _answer_by_rule(self, action: ev.AnswerByRule) -> None:
+    def _answer_instead(self, action: ev.AnswerInstead) -> None:
         reply = self._ruling.answer(action)
-        self._machine.rule_ended(reply.ending)
-        self._by_rule.setdefault(action.session, []).append(reply)
+        self._machine.instead_ended(reply.ending)
+        self._instead.setdefault(action.session, []).append(reply)
 
-    def _send_by_rule(self) -> None:
-        by_rule, self._by_rule = self._by_rule, {}
-        for session, replies in by_rule.items():
+    def _send_instead(self) -> None:
+        instead, self._instead = self._instead, {}
+        for session, replies in instead.items():
             self._post.send_replies(session, replies)
         self._ruling.start_turn()
 

@@ -21,12 +21,22 @@ class SessionConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     """`on` declares rows independent, `auto` finds out with a probe at load, `off` runs each request alone."""
 
 
+class GuardConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What an answer of the model must be, else it is none (reason `guard`)."""
+
+    finite: bool = True
+    """No output of a float type holds NaN or infinity."""
+    ranges: dict[str, tuple[float, float]] = {}
+    """By output: the least and the greatest value that it may hold."""
+
+
 class WorkerConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     version: Annotated[int, Meta(ge=1, le=2**31)] = 1
     path: str
     max_batch: Annotated[int, Meta(ge=1, le=MEMBERS_MAX)] = 32
     session: SessionConfig = SessionConfig()
+    guard: GuardConfig | None = None
     cpus: tuple[int, ...] = ()
     """CPUs to run on; empty: wherever the kernel likes."""
     arenas_max: Annotated[int, Meta(ge=1)] = 64

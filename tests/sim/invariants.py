@@ -25,7 +25,7 @@ class Truth(Account):
                     assert not self.sessions[session].lost, "a closed session is sent nothing"
                     for reply in replies:
                         self._reply(session, reply, now_ns, on_time)
-                case ev.AnswerByRule(session, model, request, reply):
+                case ev.AnswerInstead(session, model, request, reply):
                     if session not in self.lost_now:
                         assert not self.sessions[session].lost, "a closed session is sent nothing"
                         assert self.scenario.models[model].config.rules is not None

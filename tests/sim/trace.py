@@ -16,7 +16,7 @@ def tell(what: Any) -> str:
             return f"client {session} asks: " + ", ".join(map(_request, requests))
         case ev.SendReplies(session, replies):
             return f"to client {session}: " + ", ".join(map(_reply, replies))
-        case ev.AnswerByRule(session, _, _, reply):
+        case ev.AnswerInstead(session, _, _, reply):
             return f"to client {session}, by a rule if one holds: {_reply(reply)}"
         case ev.Dispatch(worker, run, not_after_ns, members):
             slots = ", ".join(f"client {m.session} slots {m.slot}+{m.slot_count}" for m in members)

@@ -206,7 +206,7 @@ class World:
                 self.at(worker.in_ns, self._hand_over, action, number, self.epoch)
             case ev.SendReplies(session, replies):
                 self._tell_client(session, SimClient.hear_replies, replies)
-            case ev.AnswerByRule(session, _, _, reply):
+            case ev.AnswerInstead(session, _, _, reply):
                 self._tell_client(session, SimClient.hear_replies, [self._answer_by_rule(reply)])
             case ev.SendRelease(session, ids):
                 self._tell_client(session, SimClient.hear_release, ids)
@@ -239,7 +239,7 @@ class World:
             reply = msgspec.structs.replace(reply, reason=Reason.RULE_ERROR)
         else:
             reply = msgspec.structs.replace(reply, ending=Ending.SHED, reason=Reason.RULES_BUSY)
-        self.machine.rule_ended(reply.ending)
+        self.machine.instead_ended(reply.ending)
         return reply
 
     # Births and deaths

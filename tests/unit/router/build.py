@@ -100,7 +100,7 @@ class Bench:
     def replies(self) -> dict[int, Reply]:
         """By request id, those that a rule is to answer included."""
         found = {reply.id: reply for sent in self.of(ev.SendReplies) for reply in sent.replies}
-        return found | {asked.reply.id: asked.reply for asked in self.of(ev.AnswerByRule)}
+        return found | {asked.reply.id: asked.reply for asked in self.of(ev.AnswerInstead)}
 
     @property
     def reply(self) -> Reply:

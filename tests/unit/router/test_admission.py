@@ -169,8 +169,9 @@ def test_a_request_that_would_be_late_is_shed_at_arrival():
 def test_a_request_that_would_be_late_is_answered_by_rule_where_there_is_one():
     bench = Bench(run_ns=10 * MS, rules=ALWAYS)
     bench.ask(request(1, in_ms=8))
-    (asked,) = bench.of(ev.AnswerByRule)
-    assert (asked.reply.ending, asked.reply.reason, asked.reply.held) == (Ending.EXPIRED, Reason.PREDICTED_LATE, False)
+    (asked,) = bench.of(ev.AnswerInstead)
+    assert (asked.reply.ending, asked.reply.reason, asked.reply.held) == (Ending.SHED, Reason.PREDICTED_LATE, False)
+    assert asked.steps == ("rules",)
 
 
 def test_a_request_that_is_just_in_time_runs():

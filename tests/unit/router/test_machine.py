@@ -139,7 +139,7 @@ def test_a_running_request_is_answered_before_its_deadline_and_its_slots_are_hel
     bench.pass_until_due()
     assert bench.now < request(1, in_ms=50).deadline_ns
     assert (bench.reply.ending, bench.reply.reason, bench.reply.held) == (Ending.EXPIRED, Reason.TIMEOUT, True)
-    assert len(bench.of(ev.AnswerByRule)) == (rules is not None)
+    assert len(bench.of(ev.AnswerInstead)) == (rules is not None)
     assert bench.machine.ledger.open_count == 1
 
 
@@ -205,12 +205,12 @@ def test_a_run_that_its_worker_skipped_ends_in_a_named_refusal():
     assert bench.machine.counters.runs_skipped == 1
 
 
-def test_how_a_rule_ended_is_counted_when_the_service_tells():
+def test_how_a_instead_ended_is_counted_when_the_service_tells():
     bench = Bench(rules=ALWAYS, run_ns=10 * MS)
     bench.ask(request(1, in_ms=5))
     counters = bench.machine.counters
     assert (counters.answers_rules, counters.expired) == (0, 0)
-    bench.machine.rule_ended(Ending.RULES)
+    bench.machine.instead_ended(Ending.RULES)
     assert counters.answers_rules == 1
 
 
