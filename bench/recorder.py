@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from hdrh.histogram import HdrHistogram
 
-from bench.target import Latency, Slice
+from bench.target import Latency, Load, Measured, Slice
 
 Array = npt.NDArray[Any]
 
@@ -102,6 +102,73 @@ def timeline_of(due_ns: Array, took_ns: Array, answered: Array, good: Array, sec
             )
         )
     return slices
+
+
+def measured(
+    *,
+    target: str,
+    load: Load,
+    begin_ns: int,
+    due: Array,
+    sent: Array,
+    done: Array,
+    code: Array,
+    names: list[str],
+    stream: Array,
+    generator_cpu_s: float | None = None,
+    stages_us: dict[str, float] | None = None,
+) -> Measured:
+    """Figures of a run from its requests, each with the moments (CLOCK_MONOTONIC ns) at which it was due, sent and
+    done, the number of its outcome's name and of its stream. Those due before `begin_ns` were warm-up.
+
+    `names[1]` is the model's answer; `names[0]` what never ended.
+    """
+    all_requests = len(due)
+    # A closed loop's callers stop at the end: what they wait for then would count with no time to have it in.
+    kept = (due >= begin_ns) & (load.open_loop | (done <= begin_ns + int(load.seconds * 1e9)))
+    due, sent, done, code, stream = due[kept], sent[kept], done[kept], code[kept], stream[kept]
+    answered = code == 1
+    took_ns = done - due
+    limits_ns = np.array([each.deadline_ms * 1e6 for each in load.streams])[stream]
+    good = answered & (took_ns <= limits_ns)
+    counts = np.bincount(code, minlength=len(names))
+    lateness = latency_of(sent - due) if load.open_loop else None
+    several = len(load.streams) > 1
+    by_stream = [(f"{n} {each.model}", stream == n) for n, each in enumerate(load.streams)] if several else []
+    cpu_requests = len(due) if load.open_loop else all_requests
+    return Measured(
+        target=target,
+        label=load.label,
+        seconds=load.seconds,
+        offered=load.rate,
+        asked=len(due),
+        answered=int(answered.sum()),
+        good=int(good.sum()),
+        per_second=round(int(answered.sum()) / load.seconds, 2),
+        goodput=round(int(good.sum()) / load.seconds, 2),
+        outcomes={name: int(count) for name, count in zip(names, counts, strict=False) if count},
+        latency=latency_of(took_ns[answered]),
+        uncorrected=latency_of((done - sent)[answered]),
+        lateness=lateness,
+        by_stream={name: latency_of(took_ns[answered & here]) for name, here in by_stream},
+        good_by_stream={name: round(int((good & here).sum()) / load.seconds, 2) for name, here in by_stream},
+        stages=stages_us or {},
+        timeline=timeline_of(due - begin_ns, took_ns, answered, good, load.seconds),
+        generator_cpu_us_per_request=(
+            round(generator_cpu_s / cpu_requests * 1e6, 3) if generator_cpu_s is not None and cpu_requests else None
+        ),
+        void=why_void(lateness, load.late_ms_max),
+    )
+
+
+def why_void(lateness: Latency | None, late_ms_max: float) -> str | None:
+    """A generator behind its schedule asks for something else than was wanted, however well it was answered."""
+    if lateness is None or lateness.p99 <= late_ms_max:
+        return None
+    return (
+        f"the generator was {lateness.p99:.1f} ms behind its schedule at p99, {late_ms_max:g} ms are allowed: "
+        "it or the host cannot offer this load"
+    )
 
 
 def _coarse(values_us: Array) -> Array:

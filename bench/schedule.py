@@ -28,6 +28,8 @@ def of(load: Load, rate: float, seconds: float, seed: int) -> Moments:
         return bursts(rate, seconds, seed, load.burst_on_s, load.burst_off_s)
     if load.arrivals == "ramp":
         return ramp(rate * load.ramp_from, rate, seconds, seed)
+    if load.arrivals == "periodic":
+        return periodic(rate, seconds, seed, load.sources)
     if load.trace is None:
         raise TargetFailed('arrivals = "trace" needs the file: trace = "arrivals.txt"')
     return trace(load.trace, seconds)
@@ -53,6 +55,14 @@ def bursts(rate: float, seconds: float, seed: int, on_s: float, off_s: float) ->
     on_total_s = whole * on_s + min(rest_s, on_s)
     inner_s = np.sort(random.random(random.poisson(rate * seconds))) * on_total_s
     return ((inner_s + np.floor(inner_s / on_s) * off_s) * NS).astype(np.int64)
+
+
+def periodic(rate: float, seconds: float, seed: int, sources: int) -> Moments:
+    """So many sources, cameras say, each evenly, at phases that do not change; rate is of all together."""
+    period_s = sources / rate
+    phases_s = np.random.default_rng(seed).random(sources) * period_s
+    at_s = (np.arange(int(np.ceil(seconds / period_s)))[:, None] * period_s + phases_s).ravel()
+    return (np.sort(at_s[at_s < seconds]) * NS).astype(np.int64)
 
 
 def ramp(rate_from: float, rate_to: float, seconds: float, seed: int) -> Moments:

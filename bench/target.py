@@ -15,18 +15,22 @@ import numpy.typing as npt
 from msgspec import Struct
 
 Array = npt.NDArray[Any]
-Arrivals = Literal["constant", "poisson", "bursts", "ramp", "trace"]
+Arrivals = Literal["constant", "poisson", "bursts", "ramp", "trace", "periodic"]
 Caller = Literal["submit", "infer", "lease", "clients", "asyncio", "asyncio-clients", "threads", "threads-own"]
 
 
 class Model(Struct, frozen=True, kw_only=True):
-    """A model file with one input. `row`: the shape of one row, without the batch dimension."""
+    """A model file with one input. `row`: the shape of one row, without the batch dimension.
+
+    output_bytes: of one row's answer. batched: whether requests may share a run.
+    """
 
     name: str
     path: str
     input: str
     row: tuple[int, ...]
     dtype: str
+    output_bytes: int = 64
     batched: bool = True
 
     def one(self, seed: int = 0) -> Array:
@@ -85,6 +89,7 @@ class Load(Struct, frozen=True, kw_only=True):
     burst_on_s: float = 0.1
     burst_off_s: float = 0.1
     ramp_from: float = 0.1
+    sources: int = 1
     trace: str | None = None
     generators: int = 1
     late_ms_max: float = 10.0
@@ -203,7 +208,8 @@ class Watcher(Protocol):
 class Target(Protocol):
     """Something that serves models.
 
-    Used as: prepare once, then start, drive (often), stop; then perhaps start again. The harness times `start` and stops a target whatever happened in between.
+    Used as: prepare once, then start, drive (often), stop; then perhaps start again. The harness times `start`, and
+    stops a target whatever happened in between.
     """
 
     name: str
