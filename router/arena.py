@@ -50,6 +50,14 @@ class Arena:
         """A copy of what the client wrote, from the start of a slot."""
         return os.pread(self.in_fd, payload_bytes, slot * self.slot_bytes)
 
+    def read_part(self, slot: int, offset: int, payload_bytes: int) -> bytes:
+        """The same, from further inside; less than was asked for where the arena ends."""
+        return os.pread(self.in_fd, payload_bytes, slot * self.slot_bytes + offset)
+
+    def read_out(self, slot: int, payload_bytes: int) -> bytes:
+        """A copy of what a worker wrote, from the start of a slot."""
+        return os.pread(self.out_fd, payload_bytes, slot * self.slot_bytes)
+
     def fill(self) -> Steps:
         """Allocate and seal.
 

@@ -3,32 +3,45 @@
 A rule is a condition in CEL (the Common Expression Language) over named features and an answer for every output. Rules
 are compiled at start, tried in order for each row of a request, and given only the variables that they name: 2 us an
 evaluation, against 50 us when handed sixty unused ones. The macros that walk lists (`all`, `exists`, `map` ...) are
-refused: a triple `all` over 200 items took 2.8 s.
+refused: a triple `all` over 200 items took 2.8 s. What a row costs is measured when a book is bound to its model, and
+a book that costs too much is refused then: what it costs when time runs out is taken from everybody's requests.
 
-Only this module of the router looks at a client's input, and it is given a copy.
+Only copies of a client's input are looked at here.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
+from statistics import median_low
+from time import perf_counter_ns
 from typing import Any, Final
 
 import cel
 
-from router.config import RuleConfig, RulesConfig, Scalar, Value
+from router.answers import AnswerRefused, Row, assemble, encode_row, rows_of
+from router.config import RuleConfig, RulesConfig
 from shm.client import Request
-from shm.layout import DTYPES, STRING, RowPlan, Signature, Tensor, TensorSpec, place
-from shm.limits import INLINE_BYTES_MAX
+from shm.layout import DTYPES, STRING, RowPlan, Signature, Tensor, TensorSpec
+
+ROW_NS_MAX: Final = 50_000
+"""All conditions of a book, evaluated once: a hundred requests that time out together then take 5 ms, which is as much
+as a turn of the router can bear now and then. Thirty-five plain comparisons take this long."""
+READ_BYTE_NS: Final = 0.35
+"""To copy an input out of its slots: 0.37 ms a MiB where pages are touched for the first time."""
+COST_REPEATS: Final = 31
+COST_ATTEMPTS: Final = 3
+"""A machine that is busy makes medians larger, never smaller, so the least of some is the nearest to the truth."""
 
 MACROS: Final = re.compile(r"\.\s*(all|exists|exists_one|existsOne|map|filter|transformList|transformMap)\s*\(")
 _NO_CODE: Final = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|//[^\n]*')
 """String literals and comments: what looks like a macro in them is none."""
 
 
-class RuleRefused(ValueError):
+class RuleRefused(AnswerRefused):
     """A rule cannot be used as it is written, or could not answer this request; the message says which and why."""
 
 
@@ -65,6 +78,13 @@ class Rule:
         except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError) as error:
             raise RuleRefused(f"rule {self.name!r} could not be evaluated: {_first_line(error)}") from error
 
+    def cost_sample(self, features: dict[str, Any]) -> None:
+        """Evaluate for its time alone."""
+        try:
+            self.holds(features)
+        except RuleRefused:
+            pass  # arithmetic that fails for this sample
+
     def try_out(self, features: dict[str, Any]) -> None:
         """Functions and types are looked up when a condition is evaluated: once at start, then, and not first when
         a request has run out of time. Arithmetic depends on values and is no fault of the rule."""
@@ -78,45 +98,34 @@ class Rule:
 class RuleBook:
     """The rules of one model, compiled; bound to its signature once that is known.
 
+    row_ns: what one row costs at most, 0 until bound. rule_ns: of that each rule's own, by name.
+
     Raises (on construction and `bind`):
-        RuleRefused: a condition does not compile, names no feature, or an answer does not fit the outputs.
+        AnswerRefused: a condition does not compile, names no feature or costs too much, or an answer does not fit.
     """
 
     def __init__(self, config: RulesConfig) -> None:
         self.rows_max = config.rows_max
+        self.row_ns = 0
+        self.rule_ns: dict[str, int] = {}
         self._features = config.features
         self._rules = [Rule(rule) for rule in config.rules]
         names = [rule.name for rule in self._rules]
         if len(set(names)) != len(names):
             raise RuleRefused(f"two rules have the same name: {sorted(n for n in names if names.count(n) > 1)[0]!r}")
-        self._named = {name for columns in config.features.values() for name in columns}
-        self._readers: dict[str, tuple[int, int, int]] = {}
+        self._readers: dict[str, _Reader] = {}
         self._inputs: RowPlan = RowPlan(())
         self._outputs: RowPlan = RowPlan(())
-        self._answers: dict[str, list[bytes]] = {}
+        self._answers: dict[str, Row] = {}
 
     @property
     def variables(self) -> set[str]:
         return {name for rule in self._rules for name in rule.variables}
 
     def bind(self, signature: Signature) -> None:
-        """Find each variable's place in the inputs and encode each answer for the outputs."""
+        """Find each variable's place in the inputs, encode each answer for the outputs, measure what a row costs."""
         self._inputs, self._outputs = RowPlan(signature.inputs), RowPlan(signature.outputs)
-        readers: dict[str, tuple[int, int, int]] = {}
-        for index, spec in enumerate(signature.inputs):
-            columns = self._features.get(spec.name)
-            width = self._width(spec)
-            if columns is not None:
-                if width != len(columns):
-                    have = f"{width} columns" if width else "no fixed number of columns"
-                    raise RuleRefused(f"features of input {spec.name!r}: {len(columns)} names, but {spec} has {have}")
-                readers.update({name: (index, column, width) for column, name in enumerate(columns)})
-            elif width == 1:
-                readers.setdefault(spec.name, (index, 0, 1))
-        for name in self._features:
-            if name not in {spec.name for spec in signature.inputs}:
-                inputs = ", ".join(spec.name for spec in signature.inputs)
-                raise RuleRefused(f"features of input {name!r}: the model has no such input; it has {inputs}")
+        readers = self._find_readers(signature)
         for rule in self._rules:
             for variable in rule.variables:
                 if variable not in readers:
@@ -124,10 +133,36 @@ class RuleBook:
                         f"rule {rule.name!r}: {variable!r} is no feature; known are {_some(sorted(readers)) or 'none'}"
                     )
         self._readers = {name: readers[name] for name in self.variables}
-        zeros = {name: _zero(signature.inputs[index]) for name, (index, _, _) in self._readers.items()}
+        zeros = {name: reader.sample(0) for name, reader in self._readers.items()}
         for rule in self._rules:
             rule.try_out(zeros)
-        self._answers = {rule.name: self._encode_row(rule, signature.outputs) for rule in self._rules}
+        self._answers = {
+            rule.name: encode_row(f"rule {rule.name!r}", rule.answer, signature.outputs) for rule in self._rules
+        }
+        self._measure()
+
+    def _find_readers(self, signature: Signature) -> dict[str, _Reader]:
+        readers: dict[str, _Reader] = {}
+        for name in self._features:
+            if name not in {spec.name for spec in signature.inputs}:
+                inputs = ", ".join(spec.name for spec in signature.inputs)
+                raise RuleRefused(f"features of input {name!r}: the model has no such input; it has {inputs}")
+        named: set[str] = set()
+        for index, spec in enumerate(signature.inputs):
+            columns = self._features.get(spec.name)
+            width = self._width(spec)
+            if columns is not None:
+                if width != len(columns):
+                    have = f"{width} columns" if width else "no fixed number of columns"
+                    raise RuleRefused(f"features of input {spec.name!r}: {len(columns)} names, but {spec} has {have}")
+                for column, name in enumerate(columns):
+                    if name in named:
+                        raise RuleRefused(f"features of input {spec.name!r}: {name!r} is the name of two columns")
+                    named.add(name)
+                    readers[name] = _Reader(spec, index, column, width)
+            elif width == 1:
+                readers.setdefault(spec.name, _Reader(spec, index, 0, 1))
+        return readers
 
     def _width(self, spec: TensorSpec) -> int:
         """Elements a row, 0 where that is not fixed or the input cannot be a feature."""
@@ -136,53 +171,78 @@ class RuleBook:
             return 0
         return prod(int(dim) for dim in tail)
 
-    def _encode_row(self, rule: Rule, outputs: Iterable[TensorSpec]) -> list[bytes]:
-        """One row of every output, as bytes. A string output's row is the UTF-8 of its one value."""
-        encoded = []
-        given = dict(rule.answer)
-        for spec in outputs:
-            if spec.name not in given:
-                raise RuleRefused(f"rule {rule.name!r}: the answer lacks output {spec.name!r}; expected {spec}")
-            values = _flat(given.pop(spec.name))
-            tail = spec.dims[1:] if spec.dims and isinstance(spec.dims[0], str) else spec.dims
-            if not all(isinstance(dim, int) for dim in tail):
-                raise RuleRefused(f"rule {rule.name!r}: output {spec} has a free shape; a rule cannot answer it")
-            count = prod(int(dim) for dim in tail)
-            if len(values) == 1 and count > 1:
-                values = values * count
-            if len(values) != count:
-                raise RuleRefused(
-                    f"rule {rule.name!r}: output {spec.name!r} takes {count} values a row, the answer has {len(values)}"
-                )
-            encoded.append(_pack(rule.name, spec, values))
-        if given:
-            raise RuleRefused(f"rule {rule.name!r}: the model has no output {sorted(given)[0]!r}")
-        return encoded
+    def _measure(self) -> None:
+        self.row_ns = 0
+        for _ in range(COST_ATTEMPTS):
+            costs = {rule.name: self._cost_of(rule) for rule in self._rules}
+            row_ns = sum(costs.values()) + self._cost_of_reading()
+            if not self.row_ns or row_ns < self.row_ns:
+                self.row_ns, self.rule_ns = row_ns, costs
+            if self.row_ns <= ROW_NS_MAX:
+                return
+        worst = max(self.rule_ns, key=lambda name: self.rule_ns[name])
+        raise RuleRefused(
+            f"the rules take {self.row_ns / 1e3:.1f} us for a row, at most {ROW_NS_MAX // 1000} are allowed; "
+            f"{worst!r} takes {self.rule_ns[worst] / 1e3:.1f} of them"
+        )
+
+    def _cost_of(self, rule: Rule) -> int:
+        """Two samples, since the half of a condition that is not needed is not evaluated."""
+        costs = []
+        for value in (0, 1):
+            features = {name: reader.sample(value) for name, reader in self._readers.items()}
+            costs.append(_median_ns(partial(rule.cost_sample, features)))
+        return max(costs)
+
+    def _cost_of_reading(self) -> int:
+        starts = [0] * len(self._inputs.specs)
+        payload = bytes(max((reader.stride for reader in self._readers.values()), default=0))
+        return _median_ns(lambda: self._read(payload, starts, 0))
+
+    def cost_ns(self, request: Request) -> int:
+        """What `answer` takes for this request at most, its copy of the input included."""
+        return int((request.rows or 1) * self.row_ns + self.payload_bytes(request) * READ_BYTE_NS)
 
     def payload_bytes(self, request: Request) -> int:
         """How much of the request's slots `answer` reads."""
+        if not self._readers:
+            return 0
         if request.tensors is None:
             return self._inputs.payload_bytes(request.rows)
         return max((tensor.offset + tensor.payload_bytes for tensor in request.tensors), default=0)
 
+    def choose(self, request: Request, payload: bytes) -> list[Rule]:
+        """The rule that answers each row. `payload`: a copy of the request's slots, from the start of its run.
+
+        Raises:
+            AnswerRefused: no rule holds for a row, or one could not be evaluated.
+        """
+        rows = rows_of(request.rows, self._inputs.row_form)
+        starts: list[int | None] = list(self._inputs.offsets(request.rows)) if request.tensors is None else []
+        if request.tensors is not None:
+            starts = [None] * len(self._inputs.specs)
+            for tensor in request.tensors:
+                if tensor.index < len(starts):
+                    starts[tensor.index] = tensor.offset
+        return [self._first(self._read(payload, starts, row)) for row in range(rows)]
+
     def answer(self, request: Request, payload: bytes) -> tuple[tuple[Tensor, ...], bytes, str, str | None]:
         """Evaluate the rules for each row.
-
-        payload: a copy of the request's slots, from the start of its run.
 
         Returns: descriptors of the outputs, their bytes, and the name and decision of the rule that answered the
             first row (rows of one request may be answered by different rules; `a+b` names both).
 
         Raises:
-            RuleRefused: no rule holds for a row, a rule could not be evaluated, or the answer is too large to inline.
+            AnswerRefused: no rule holds for a row, a rule could not be evaluated, or the answer is too large to inline.
         """
-        if not request.rows and self._inputs.row_form:
-            raise RuleRefused("the request has no rows, so there is nothing to decide on")
-        rows = request.rows or 1
-        firsts: list[Rule] = [self._first(self._features_of(request, payload, row)) for row in range(rows)]
-        names = list(dict.fromkeys(rule.name for rule in firsts))
-        tensors, inline = self._assemble([self._answers[rule.name] for rule in firsts], rows)
-        return tensors, inline, "+".join(names)[:512], firsts[0].decision if firsts else None
+        chosen = self.choose(request, payload)
+        names = list(dict.fromkeys(rule.name for rule in chosen))
+        tensors, inline = assemble(self._outputs.specs, [self._answers[rule.name] for rule in chosen])
+        return tensors, inline, "+".join(names)[:512], chosen[0].decision
+
+    def row_of(self, rule: Rule) -> Row:
+        """What this rule answers, as bytes a row and output."""
+        return self._answers[rule.name]
 
     def _first(self, features: dict[str, Any]) -> Rule:
         for rule in self._rules:
@@ -190,73 +250,47 @@ class RuleBook:
                 return rule
         raise RuleRefused("no rule holds; give the last rule no condition to have an answer always")
 
-    def _features_of(self, request: Request, payload: bytes, row: int) -> dict[str, Any]:
-        features: dict[str, Any] = {}
-        for name, (index, column, width) in self._readers.items():
-            spec = self._inputs.specs[index]
-            _, size, code = DTYPES[spec.dtype]
-            start = self._start_of(request, index)
-            if start is None:
-                raise RuleRefused(f"input {spec.name!r} was left out and a rule reads {name!r}")
-            try:
-                features[name] = struct.unpack_from("=" + code, payload, start + (row * width + column) * size)[0]
-            except struct.error as error:
-                raise RuleRefused(f"input {spec.name!r} has no row {row} for {name!r}") from error
-        return features
-
-    def _start_of(self, request: Request, index: int) -> int | None:
-        if request.tensors is None:
-            return self._inputs.offsets(request.rows)[index]
-        return next((tensor.offset for tensor in request.tensors if tensor.index == index), None)
-
-    def _assemble(self, answers: list[list[bytes]], rows: int) -> tuple[tuple[Tensor, ...], bytes]:
-        chunks: list[bytes] = []
-        dims: list[tuple[int, ...]] = []
-        for index, spec in enumerate(self._outputs.specs):
-            by_row = bool(spec.dims) and isinstance(spec.dims[0], str)
-            column = [answer[index] for answer in answers] if by_row else [answers[0][index]]
-            tail = tuple(int(dim) for dim in (spec.dims[1:] if by_row else spec.dims))
-            dims.append((rows, *tail) if by_row else tail)
-            chunks.append(_join_strings(column) if spec.dtype == STRING else b"".join(column))
-        offsets, end = place([len(chunk) for chunk in chunks])
-        if end > INLINE_BYTES_MAX:
-            raise RuleRefused(f"the answer by rule takes {end} bytes; at most {INLINE_BYTES_MAX} travel in a reply")
-        inline = bytearray(end)
-        tensors = []
-        for index, (offset, chunk) in enumerate(zip(offsets, chunks, strict=True)):
-            inline[offset : offset + len(chunk)] = chunk
-            tensors.append(Tensor(index, self._outputs.specs[index].dtype, dims[index], offset, len(chunk)))
-        return tuple(tensors), bytes(inline)
+    def _read(self, payload: bytes, starts: Sequence[int | None], row: int) -> dict[str, Any]:
+        """The features of one row. `starts`: where each input begins, None where it was left out."""
+        return {name: reader.read(payload, starts, row) for name, reader in self._readers.items()}
 
 
-def _zero(spec: TensorSpec) -> Any:
-    _, size, code = DTYPES[spec.dtype]
-    return struct.unpack("=" + code, bytes(size))[0]
+class _Reader:
+    """One feature's place: a column of an input."""
+
+    __slots__ = ("_column", "_index", "_input", "_unpack", "sample", "stride")
+
+    def __init__(self, spec: TensorSpec, index: int, column: int, width: int) -> None:
+        _, size, code = DTYPES[spec.dtype]
+        form = struct.Struct("=" + code)
+        self._unpack = form.unpack_from
+        self._input = spec.name
+        self._index = index
+        self._column = column * size
+        self.stride = width * size
+
+        def sample(value: int) -> Any:
+            return form.unpack(form.pack(value))[0]
+
+        self.sample = sample
+
+    def read(self, payload: bytes, starts: Sequence[int | None], row: int) -> Any:
+        start = starts[self._index]
+        if start is None:
+            raise RuleRefused(f"input {self._input!r} was left out and a rule reads it")
+        try:
+            return self._unpack(payload, start + row * self.stride + self._column)[0]
+        except struct.error as error:
+            raise RuleRefused(f"input {self._input!r} has no row {row}, and a rule reads it") from error
 
 
-def _flat(value: Value | list[Scalar]) -> list[Any]:
-    if isinstance(value, list):
-        return [element for item in value for element in _flat(item)]
-    return [value]
-
-
-def _pack(rule: str, spec: TensorSpec, values: list[Any]) -> bytes:
-    name, _, code = DTYPES[spec.dtype]
-    if spec.dtype == STRING:
-        if len(values) != 1 or not isinstance(values[0], str):
-            raise RuleRefused(f"rule {rule!r}: output {spec.name!r} takes one string a row")
-        return values[0].encode()
-    try:
-        return struct.pack(f"={len(values)}{code}", *values)
-    except (struct.error, OverflowError) as error:
-        raise RuleRefused(f"rule {rule!r}: output {spec.name!r} is {name}, and the answer is not: {error}") from error
-
-
-def _join_strings(rows: list[bytes]) -> bytes:
-    ends = [0]
-    for row in rows:
-        ends.append(ends[-1] + len(row))
-    return struct.pack(f"={len(ends)}q", *ends) + b"".join(rows)
+def _median_ns(call: Callable[[], object]) -> int:
+    times = []
+    for _ in range(COST_REPEATS):
+        began = perf_counter_ns()
+        call()
+        times.append(perf_counter_ns() - began)
+    return median_low(times)
 
 
 def _first_line(error: Exception) -> str:

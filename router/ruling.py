@@ -1,19 +1,27 @@
-"""The rule books at work: each AnswerInstead becomes a reply, with so many rows a turn and no more."""
+"""The rule books at work, within what one turn of the router may spend on them.
+
+Rules are evaluated in the loop that times everybody's deadlines. So a turn has a share for them, whoever's they are:
+beyond it the next behaviour of the table is tried, and a sampled comparison is left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Final
 
-import msgspec
-
-from router import events as ev
+from router.answers import AnswerRefused, Made
 from router.arena import Arena
 from router.config import ModelConfig
-from router.rules import RuleBook, RuleRefused
-from shm.client import Reply
-from shm.endings import Ending, Reason
+from router.rules import Rule, RuleBook, RuleRefused
+from shm.client import Request
 from shm.layout import Signature
-from shm.limits import MESSAGE_CHARS_MAX
+
+TURN_NS: Final = 500_000
+"""Half a millisecond: half of what a turn may take at all, and near what is kept as reserve before a deadline, so that
+who times out next to many others is still answered in time. 300 rows of one plain rule, which takes 1.6 us."""
+
+
+class RulesBusy(Exception):
+    """This turn has spent on rules what it may."""
 
 
 class Ruling:
@@ -23,58 +31,64 @@ class Ruling:
         RuleRefused: a rule does not compile; the message names model, rule and position.
     """
 
-    def __init__(self, models: list[ModelConfig], arena_of: Callable[[int], Arena | None]) -> None:
-        self._models = models
-        self._arena_of = arena_of
-        self._books = [self._compile(model) for model in models]
+    def __init__(self, models: list[ModelConfig]) -> None:
+        self.books = [_compile(model) for model in models]
+        self.spent = False
+        """Something was evaluated since `start_turn`."""
+        self._left_ns = TURN_NS
         self._rows = [0] * len(models)
 
-    @staticmethod
-    def _compile(model: ModelConfig) -> RuleBook | None:
-        if model.rules is None:
-            return None
-        try:
-            return RuleBook(model.rules)
-        except RuleRefused as refused:
-            raise RuleRefused(f"model {model.name}: {refused}") from refused
-
-    def bind(self, model: int, signature: Signature) -> None:
-        """Fit the book to what the model file says.
-
-        Raises:
-            RuleRefused: a rule names no feature of the model, or its answer does not fit the outputs.
-        """
-        book = self._books[model]
-        if book is not None:
-            try:
-                book.bind(signature)
-            except RuleRefused as refused:
-                raise RuleRefused(f"model {self._models[model].name}: {refused}") from refused
-
     def start_turn(self) -> None:
+        self.spent = False
+        self._left_ns = TURN_NS
         self._rows = [0] * len(self._rows)
 
-    def answer(self, action: ev.AnswerInstead) -> Reply:
-        """The reply with a rule's outputs; where none can be had it stays the refusal that it is."""
-        request, book, arena = action.request, self._books[action.model], self._arena_of(action.session)
-        changes: dict[str, object]
-        self._rows[action.model] += request.rows or 1
-        try:
-            assert book is not None
-            if arena is None:
-                raise RuleRefused("the client is gone")
-            if self._rows[action.model] > book.rows_max:
-                changes = {"ending": Ending.SHED, "reason": Reason.RULES_BUSY, "retry_after_ms": 1}
-            else:
-                payload = arena.read(request.slot, book.payload_bytes(request))
-                outputs, inline, rule, decision = book.answer(request, payload)
-                changes = {
-                    "ending": Ending.RULES,
-                    "outputs": outputs,
-                    "inline": inline,
-                    "rule": rule,
-                    "decision": decision,
-                }
-        except RuleRefused as refused:
-            changes = {"reason": Reason.RULE_ERROR, "message": str(refused)[:MESSAGE_CHARS_MAX]}
-        return msgspec.structs.replace(action.reply, **changes)
+    def answer(self, model: int, request: Request, arena: Arena) -> tuple[Made, str, str | None]:
+        """The outputs, which rule gave them, and its decision.
+
+        Raises:
+            RulesBusy: not in this turn.
+            AnswerRefused: the rules have no answer for it.
+        """
+        book = self._book(model)
+        tensors, inline, rule, decision = book.answer(request, self._payload(book, model, request, arena))
+        return (tensors, inline), rule, decision
+
+    def choose(self, model: int, request: Request, arena: Arena) -> list[Rule]:
+        """The rule for each row. Raises as `answer`."""
+        book = self._book(model)
+        return book.choose(request, self._payload(book, model, request, arena))
+
+    def bind(self, model: int, signature: Signature) -> None:
+        """Raises AnswerRefused: a rule names no feature of the model, costs too much, or its answer does not fit."""
+        book = self.books[model]
+        if book is not None:
+            book.bind(signature)
+
+    def _book(self, model: int) -> RuleBook:
+        book = self.books[model]
+        if book is None:
+            raise AnswerRefused("the model has no rules")
+        return book
+
+    def _payload(self, book: RuleBook, model: int, request: Request, arena: Arena) -> bytes:
+        """A copy of what the rules read, paid for."""
+        payload_bytes = book.payload_bytes(request)
+        if payload_bytes > request.slot_count * arena.slot_bytes:
+            raise AnswerRefused(f"its inputs take {payload_bytes} bytes, which pass its slots")
+        rows, cost_ns = request.rows or 1, book.cost_ns(request)
+        if rows > book.rows_max - self._rows[model] or cost_ns > self._left_ns:
+            raise RulesBusy
+        self.spent = True
+        self._rows[model] += rows
+        self._left_ns -= cost_ns
+        return arena.read(request.slot, payload_bytes)
+
+
+def _compile(model: ModelConfig) -> RuleBook | None:
+    if model.rules is None:
+        return None
+    try:
+        return RuleBook(model.rules)
+    except RuleRefused as refused:
+        raise RuleRefused(f"model {model.name}: {refused}") from refused

@@ -23,6 +23,8 @@ import setproctitle
 import uvloop
 
 from router import events as ev
+from router.answering import Answering, Owner
+from router.answers import AnswerRefused
 from router.arena import Arena
 from router.config import RouterConfig
 from router.crew import Crew
@@ -33,8 +35,6 @@ from router.lanes.zeromq import ZeroMqLane
 from router.leash import FromSupervisor, Leash
 from router.machine import RouterMachine
 from router.post import Post
-from router.rules import RuleRefused
-from router.ruling import Ruling
 from router.status import status_facts
 from router.timer import Timer
 from shm import paths, seqpacket
@@ -79,7 +79,7 @@ class RouterService:
         self.exit_code = 0
         self._machine = RouterMachine(config)
         self._counters = self._machine.counters
-        self._ruling = Ruling(config.models, self._arena_of)
+        self._answering = Answering(config.models, self._owner_of, self._counters, time.monotonic_ns)
         self._timer = Timer()
         self._arenas: dict[int, tuple[Client, Arena]] = {}
         self._turns = 0
@@ -145,6 +145,10 @@ class RouterService:
         known = self._arenas.get(session)
         return known[1] if known else None
 
+    def _owner_of(self, session: int) -> Owner | None:
+        known = self._arenas.get(session)
+        return Owner(known[0].uid, known[1]) if known else None
+
     # One turn
 
     def _happened(self, event: ev.Event) -> None:
@@ -167,6 +171,8 @@ class RouterService:
                     perform[type(action)](action)
                 if self._instead:
                     self._send_instead()
+                if self._answering.ruling.spent:
+                    self._answering.ruling.start_turn()
         finally:
             self._in_turn = False
         self._timer.arm(machine.next_due_ns())
@@ -183,6 +189,8 @@ class RouterService:
             ev.Dispatch: crew.dispatch,
             ev.SendReplies: lambda action: post.send_replies(action.session, action.replies),
             ev.AnswerInstead: self._answer_instead,
+            ev.KeepAnswer: self._answering.keep,
+            ev.CompareRules: self._answering.compare,
             ev.SendRelease: post.release,
             ev.SendRejected: lambda action: post.reject(action.session, action.reason, action.message),
             ev.SendOverflow: self._send_overflow,
@@ -195,7 +203,7 @@ class RouterService:
         }
 
     def _answer_instead(self, action: ev.AnswerInstead) -> None:
-        reply = self._ruling.answer(action)
+        reply = self._answering.answer(action)
         self._machine.instead_ended(reply.ending)
         self._instead.setdefault(action.session, []).append(reply)
 
@@ -203,7 +211,6 @@ class RouterService:
         instead, self._instead = self._instead, {}
         for session, replies in instead.items():
             self._post.send_replies(session, replies)
-        self._ruling.start_turn()
 
     def _send_overflow(self, action: ev.SendOverflow) -> None:
         assert self._fds, "an overflow came without its memory file"
@@ -273,10 +280,10 @@ class RouterService:
     def _on_worker_ready(self, worker: int, ready: Ready) -> None:
         link = self._crew.links[worker]
         try:
-            self._ruling.bind(link.model, ready.signature)
-        except RuleRefused as refused:
+            self._answering.bind(link.model, ready.signature)
+        except AnswerRefused as refused:
             # Better no farm than one that has no answer when time runs out, which is when it would be noticed.
-            log.error("rules_refused %s", refused)
+            log.error("fallback_refused %s", refused)
             self.exit_code = UNUSABLE
             self.stopped.set()
             return
@@ -308,7 +315,7 @@ class RouterService:
             case DrainStarted(timeout_ms):
                 self._happened(ev.DrainStarted(timeout_ms * 1_000_000))
             case StatusAsked(number):
-                facts = status_facts(self._epoch, self._turns, self._machine, self._door, self._crew)
+                facts = status_facts(self._epoch, self._turns, self._machine, self._door, self._crew, self._answering)
                 self._leash.tell(Told(number, facts))
             case InspectAsked(number, worker):
                 self._inspecting[number] = worker
@@ -360,6 +367,6 @@ def main(leash: socket.socket) -> int:
     assert isinstance(told, RouterConfigured)
     try:
         return uvloop.run(_serve(leash, told))
-    except RuleRefused as refused:
-        log.error("rules_refused %s", refused)
+    except AnswerRefused as refused:
+        log.error("fallback_refused %s", refused)
         return UNUSABLE

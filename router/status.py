@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from router.answering import Answering
 from router.crew import Crew
 from router.door import Door
 from router.machine import RouterMachine
@@ -12,7 +13,7 @@ SESSIONS_TOLD_MAX = 300
 """At some 200 characters each, with the rest, this stays inside one frame of the control lane."""
 
 
-def status_facts(epoch: int, turns: int, machine: RouterMachine, door: Door, crew: Crew) -> str:
+def status_facts(epoch: int, turns: int, machine: RouterMachine, door: Door, crew: Crew, answering: Answering) -> str:
     open_of = {number: len(session.entries) for number, session in machine.ledger.sessions.items()}
     facts = {
         "epoch": epoch,
@@ -31,6 +32,7 @@ def status_facts(epoch: int, turns: int, machine: RouterMachine, door: Door, cre
                 "running": sum(len(run.entries) for w in machine.roster.of_model(model.index) for run in w.runs),
                 "batched": model.max_batch > 1,
                 "rules": model.has_rules,
+                **answering.facts(model.index),
                 "run_p95_us": model.costs.estimate(1) / 1e3,
             }
             for model in machine.models

@@ -6,8 +6,9 @@ import struct
 
 import pytest
 
+from router.answers import AnswerRefused
 from router.config import RuleConfig, RulesConfig
-from router.rules import RuleBook, RuleRefused
+from router.rules import ROW_NS_MAX, RuleBook
 from shm.client import Request
 from shm.layout import Signature, Tensor, TensorSpec
 from shm.limits import INLINE_BYTES_MAX
@@ -42,20 +43,20 @@ def values_of(answered: tuple, index: int = 0, code: str = "f") -> tuple:
 
 
 def test_a_condition_that_does_not_parse_is_refused_by_rule_and_position():
-    with pytest.raises(RuleRefused, match=r"'late'.*1:10"):
+    with pytest.raises(AnswerRefused, match=r"'late'.*1:10"):
         book(rule("amount + ", name="late"))
 
 
 @pytest.mark.parametrize("macro", ["all", "exists", "exists_one", "map", "filter"])
 @pytest.mark.parametrize("between", ["", " ", "\n", " // one by one\n"])
 def test_macros_that_walk_lists_are_refused(macro, between):
-    with pytest.raises(RuleRefused, match=rf"'r'.*macro '{macro}'"):
+    with pytest.raises(AnswerRefused, match=rf"'r'.*macro '{macro}'"):
         book(rule(f"[1, 2].{between}{macro}{between}(i, i > 1) == true"))
 
 
 def test_a_macro_is_refused_with_its_position_in_what_was_written():
     when = '"four" == "four" && [1].all(i, i > 0)'
-    with pytest.raises(RuleRefused, match=f"position {when.index('.all') + 1} "):
+    with pytest.raises(AnswerRefused, match=f"position {when.index('.all') + 1} "):
         book(rule(when))
 
 
@@ -65,17 +66,17 @@ def test_what_looks_like_a_macro_in_a_string_or_comment_is_none(when):
 
 
 def test_a_variable_that_is_no_feature_is_refused_with_what_is_known():
-    with pytest.raises(RuleRefused, match=r"'r': 'amuont' is no feature; known are amount, risk"):
+    with pytest.raises(AnswerRefused, match=r"'r': 'amuont' is no feature; known are amount, risk"):
         book(rule("amuont > 1.0"))
 
 
 def test_an_unknown_function_is_refused_at_start():
-    with pytest.raises(RuleRefused, match=r"'r'.*'ceiling'"):
+    with pytest.raises(AnswerRefused, match=r"'r'.*'ceiling'"):
         book(rule("ceiling(amount) > 1.0"))
 
 
 def test_types_that_do_not_go_together_are_refused_at_start():
-    with pytest.raises(RuleRefused, match="'r' could not be evaluated"):
+    with pytest.raises(AnswerRefused, match="'r' could not be evaluated"):
         book(rule("amount + 'a' == 'b'"))
 
 
@@ -84,23 +85,23 @@ def test_arithmetic_that_fails_for_a_sample_only_is_accepted():
 
 
 def test_two_rules_of_one_name_are_refused():
-    with pytest.raises(RuleRefused, match="same name: 'r'"):
+    with pytest.raises(AnswerRefused, match="same name: 'r'"):
         book(rule(), rule())
 
 
 def test_features_must_name_every_column():
-    with pytest.raises(RuleRefused, match=r"'x': 1 names, but x: float32\[N, 2\] has 2 columns"):
+    with pytest.raises(AnswerRefused, match=r"'x': 1 names, but x: float32\[N, 2\] has 2 columns"):
         book(rule(), features={"x": ["amount"]})
 
 
 def test_features_of_an_input_that_is_not_there_are_refused():
-    with pytest.raises(RuleRefused, match=r"'z': the model has no such input; it has x"):
+    with pytest.raises(AnswerRefused, match=r"'z': the model has no such input; it has x"):
         book(rule(), features={"z": ["a"]})
 
 
 def test_features_of_an_input_of_free_width_are_refused():
     free = Signature((TensorSpec("x", F32, ("N", "M")),), XY.outputs, True)
-    with pytest.raises(RuleRefused, match="no fixed number of columns"):
+    with pytest.raises(AnswerRefused, match="no fixed number of columns"):
         book(rule(), signature=free)
 
 
@@ -115,21 +116,39 @@ def test_features_of_an_input_of_free_width_are_refused():
     ],
 )
 def test_an_answer_that_does_not_fit_the_outputs_is_refused(answer, complaint):
-    with pytest.raises(RuleRefused, match=complaint):
+    with pytest.raises(AnswerRefused, match=complaint):
         book(RuleConfig(name="r", answer=answer))
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(I8, 200), (I64, 1.5), (STRING, 1.0), (F16, 1e6)])
 def test_an_answer_out_of_the_dtypes_range_is_refused(dtype, value):
     signature = Signature(XY.inputs, (TensorSpec("y", dtype, ("N",)),))
-    with pytest.raises(RuleRefused, match="output 'y'"):
+    with pytest.raises(AnswerRefused, match="output 'y'"):
         book(rule(y=value), signature=signature)
 
 
 def test_an_output_of_free_shape_cannot_be_answered():
     signature = Signature(XY.inputs, (TensorSpec("y", F32, ("N", "K")),))
-    with pytest.raises(RuleRefused, match="free shape"):
+    with pytest.raises(AnswerRefused, match="free shape"):
         book(rule(), signature=signature)
+
+
+def test_two_columns_of_one_name_are_refused():
+    with pytest.raises(AnswerRefused, match=r"'x': 'amount' is the name of two columns"):
+        book(rule(), features={"x": ["amount", "amount"]})
+
+
+def test_what_a_row_costs_is_measured_rule_by_rule():
+    cheap, dear = rule("risk > 0.5", "cheap"), rule(" || ".join(["risk > 2.0"] * 8), "dear")
+    measured = book(cheap, dear)
+    assert 0 < measured.rule_ns["cheap"] < measured.rule_ns["dear"]
+    assert sum(measured.rule_ns.values()) < measured.row_ns < ROW_NS_MAX
+
+
+def test_rules_that_cost_too_much_are_refused_with_the_figure_and_the_dearest():
+    dear = rule(" || ".join(["risk > 2.0"] * 250), "dear")
+    with pytest.raises(AnswerRefused, match=r"take [\d.]+ us for a row, at most 50 are allowed; 'dear' takes [\d.]+"):
+        book(dear, *(rule("risk > 0.5", f"cheap{n}") for n in range(100)))
 
 
 # Answers
@@ -211,12 +230,12 @@ def test_described_requests_are_read_where_they_say():
 def test_a_rule_that_reads_an_input_that_was_left_out_refuses_by_name():
     inputs = (TensorSpec("x", F32, ("N", 2)), TensorSpec("age", F32, ("N",), optional=True))
     rules = book(rule("age > 1.0"), signature=Signature(inputs, XY.outputs))
-    with pytest.raises(RuleRefused, match="'age' was left out"):
+    with pytest.raises(AnswerRefused, match="'age' was left out"):
         rules.answer(request(tensors=(Tensor(0, F32, (1, 2), 0, 8),)), floats(0, 0))
 
 
 def test_no_rule_that_holds_is_a_refusal():
-    with pytest.raises(RuleRefused, match="no rule holds"):
+    with pytest.raises(AnswerRefused, match="no rule holds"):
         book(rule("risk > 0.5")).answer(request(), floats(0, 0))
 
 
@@ -225,13 +244,13 @@ def test_no_rule_that_holds_is_a_refusal():
 )
 def test_arithmetic_that_fails_is_a_refusal_and_not_the_end_of_the_router(when, value):
     rules = book(rule(when), features={}, signature=one_column("v", I64))
-    with pytest.raises(RuleRefused, match="'r' could not be evaluated"):
+    with pytest.raises(AnswerRefused, match="'r' could not be evaluated"):
         rules.answer(request(), struct.pack("=q", value))
 
 
 @pytest.mark.parametrize("when", [None, "risk > 0.5"])
 def test_a_request_without_rows_is_a_refusal(when):
-    with pytest.raises(RuleRefused, match="no rows"):
+    with pytest.raises(AnswerRefused, match="no rows"):
         book(rule(when)).answer(request(rows=0), b"")
 
 
@@ -239,11 +258,11 @@ def test_an_input_of_no_bytes_is_a_refusal():
     inputs = (TensorSpec("x", F32, ("N", 2)), TensorSpec("z", F32, ("M", 2)))
     rules = book(rule("risk > 0.5"), signature=Signature(inputs, XY.outputs))
     asked = Request(1, 0, 1, 0, 1, 0, tensors=(Tensor(0, F32, (0, 2), 0, 0), Tensor(1, F32, (3, 2), 0, 0)))
-    with pytest.raises(RuleRefused, match="no row 0"):
+    with pytest.raises(AnswerRefused, match="no row 0"):
         rules.answer(asked, b"")
 
 
 def test_an_answer_too_large_for_a_reply_is_a_refusal():
     rows = INLINE_BYTES_MAX // 4 + 1
-    with pytest.raises(RuleRefused, match=f"at most {INLINE_BYTES_MAX}"):
+    with pytest.raises(AnswerRefused, match=f"at most {INLINE_BYTES_MAX}"):
         book(rule()).answer(request(rows=rows), b"")
