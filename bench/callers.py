@@ -1,7 +1,7 @@
 """Closed loops: a given number of requests in flight, kept there by callers of the kinds that services are made of.
 
-A request of a closed loop is due when it is sent, so a server that stalls is asked less: its latencies flatter it, which
-is why open loops exist. What closed loops tell is the most that a server carries, and what one caller waits.
+A request of a closed loop is due when it is sent, so a server that stalls is asked less: its latencies flatter it,
+which is why open loops exist. What closed loops tell is the most that a server carries, and what one caller waits.
 """
 
 from __future__ import annotations
@@ -173,9 +173,7 @@ def _clients(loop: Loop, begin: Callable[[], None]) -> None:
     """Independent clients with one request each, in one process that waits for all of them at once: how a C load
     generator drives an HTTP server by as many connections."""
     with contextlib.ExitStack() as stack:
-        clients = [
-            stack.enter_context(loop.client(slot_count=CLIENT_SLOTS, spin_us=0)) for _ in range(loop.in_flight)
-        ]
+        clients = [stack.enter_context(loop.client(slot_count=CLIENT_SLOTS, spin_us=0)) for _ in range(loop.in_flight)]
         for client in clients:
             client.wait_ready(READY_S)
         # The public client does not give its descriptor away; who waits for many in one thread needs it.
@@ -233,9 +231,7 @@ def _asyncio_clients(loop: Loop, begin: Callable[[], None]) -> None:
 
     async def run() -> None:
         async with contextlib.AsyncExitStack() as stack:
-            clients = [
-                await stack.enter_async_context(loop.async_client(CLIENT_SLOTS)) for _ in range(loop.in_flight)
-            ]
+            clients = [await stack.enter_async_context(loop.async_client(CLIENT_SLOTS)) for _ in range(loop.in_flight)]
             for client in clients:
                 await client.wait_ready(READY_S)
             begin()
@@ -253,7 +249,7 @@ def _in_threads(loop: Loop, clients: list[Client], begin: Callable[[], None]) ->
         start.wait(READY_S)
         _one_by_one(loop, client)
 
-    threads = [threading.Thread(target=run, args=(client,)) for client in clients]
+    threads = [threading.Thread(target=run, args=(client,), daemon=True) for client in clients]
     for thread in threads:
         thread.start()
     begin()

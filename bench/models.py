@@ -160,8 +160,8 @@ def _steady() -> Graph:
     that a generator can offer five times as much."""
     build = Builder(6).then("Unsqueeze", "axis1")
     build.weights["axis1"] = np.array([1], np.int64)
-    build.conv(1, 32, (9,), 2).conv(32, 64, (9,), 2).conv(64, 64, (9,), 2)
-    return build.then("GlobalAveragePool").then("Flatten").dense(64, 1, relu=False).end()
+    build.conv(1, 32, (9,), 1).conv(32, 64, (9,), 2).conv(64, 128, (9,), 2)
+    return build.then("GlobalAveragePool").then("Flatten").dense(128, 1, relu=False).end()
 
 
 MAKERS: dict[str, tuple[Callable[[], Graph], tuple[int, ...], str, int]] = {
