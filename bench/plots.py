@@ -149,11 +149,11 @@ def timeline(runs: Runs, colours: dict[str, str]) -> Figure | None:
     panels = figure.subplots(2 * len(shown), 1, squeeze=False, height_ratios=[3, 2] * len(shown))[:, 0]
     for number, run in enumerate(shown):
         above, below = panels[2 * number : 2 * number + 2]
-        at = [piece.at_s for piece in run.timeline]
-        width_s = at[1] - at[0]
-        above.step(
-            at, [p.asked / width_s for p in run.timeline], where="post", color="#999", label="asked", linewidth=1
-        )
+        width_s = run.timeline[1].at_s - run.timeline[0].at_s
+        pieces = [*run.timeline, run.timeline[-1]]  # once more, to draw the last one's width
+        at = [*(piece.at_s for piece in run.timeline), run.timeline[-1].at_s + width_s]
+        asked = [piece.asked / width_s for piece in pieces]
+        above.step(at, asked, where="post", color="#999", label="asked", linewidth=1)
         good = [piece.good / width_s for piece in pieces]
         above.fill_between(
             at, good, step="post", color=colours[run.target], alpha=0.75, label="answered in time", linewidth=0
