@@ -96,7 +96,7 @@ class MemberDone(Struct, array_like=True, gc=False, frozen=True, forbid_unknown_
     """One member's outputs, or why it has none. The fields mean what they mean in `shm.client.Reply`.
 
     `overflow_bytes`: not 0 when a memory file of that size travels with the Done, in the order of members.
-    `reason`: 0, or MODEL_ERROR, STRING, OUTPUT_TOO_LARGE.
+    `reason`: 0, or MODEL_ERROR, STRING, OUTPUT_TOO_LARGE, GUARD.
     """
 
     reason: int = 0

@@ -22,7 +22,7 @@ from typing import Any, Final
 from shm import seqpacket
 from shm.errors import FrameRefused, PeerGone
 from shm.limits import FRAME_BYTES_MAX, MEMBERS_MAX
-from shm.worker import RAN, ArenasClosed, Done, Inspect, Run, Stop, done_codec, run_codec
+from shm.worker import RAN, ArenasClosed, Done, Inspect, MemberDone, Run, Stop, done_codec, run_codec
 from workers.arenas import Arenas
 from workers.runner import Runner
 from workers.session import ORT_ERRORS, Bound, Session
@@ -43,6 +43,7 @@ _FD_BYTES: Final = array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(FDS_MAX * _FD_BYTES)
 
 _NO_FDS: Final[list[int]] = []
+_NO_ENDS: Final[list[MemberDone]] = []
 
 
 class Lane:
@@ -80,6 +81,7 @@ class Lane:
         mapped = self._arenas.mapped if session.outputs_bound else {}
         current = self._runner.current
         copies = self._runner.in_place_copies
+        guarded = self._runner.guarded if self._runner.guard is not None else None
         run_count = 0
         last: tuple[Run, Bound] | None = None
         try:
@@ -120,7 +122,8 @@ class Lane:
                     current.settle()
                 run_count += 1
                 last = (message, bound)
-                frame = encode(Done(message.run, RAN, started_ns, clock_ns(), [], copies))
+                ends = _NO_ENDS if guarded is None else guarded(bound)
+                frame = encode(Done(message.run, RAN, started_ns, clock_ns(), ends, copies))
                 try:
                     send(frame, _SEND_FLAGS)
                 except BlockingIOError:

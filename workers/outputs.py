@@ -19,6 +19,7 @@ from shm.limits import FRAME_BYTES_MAX, INLINE_BYTES_MAX, MESSAGE_CHARS_MAX
 from shm.tensors import NUMPY, Array, Buffer
 from shm.worker import Copies, Member, MemberDone
 from workers.arenas import Arena
+from workers.guard import Guard
 from workers.session import Session
 
 INLINE_TOTAL_MAX: Final = 96 * 1024
@@ -89,10 +90,11 @@ class Turn:
 class OutputWriter:
     """Writes members' outputs. One a session; keeps nothing between runs."""
 
-    def __init__(self, session: Session, output_bytes_max: int) -> None:
+    def __init__(self, session: Session, output_bytes_max: int, guard: Guard | None = None) -> None:
         self._session = session
         self._plan = session.output_plan
         self._output_bytes_max = output_bytes_max
+        self._guard = guard
 
     def as_declared(self, outputs: Sequence[Array], rows: int) -> bool:
         """Whether these are what the signature and `rows` say."""
@@ -106,6 +108,8 @@ class OutputWriter:
 
     def write(self, arena: Arena, member: Member, outputs: Sequence[Array], turn: Turn) -> MemberDone | None:
         """Put one member's outputs where they belong; None: as declared, in its slots."""
+        if self._guard is not None and (refused := self._guard.refuse(outputs)) is not None:
+            return turn.failed(Reason.GUARD, refused)
         start, room_bytes = arena.room(member.slot, member.slot_count)
         if self.as_declared(outputs, member.rows):
             offsets, total = place(self._plan.sizes(member.rows))

@@ -29,6 +29,7 @@ from shm.tensors import Array
 from shm.worker import RAN, SKIPPED, TERMINATED, Copies, Done, Member, MemberDone, Run
 from workers.arenas import Arena, Arenas
 from workers.feeds import addresses_of, feed_of
+from workers.guard import Guard
 from workers.log import log_seldom
 from workers.outputs import OutputWriter, Turn
 from workers.session import Bound, ModelFailed, Session
@@ -49,13 +50,22 @@ class _Terminated(Exception):
 class Runner:
     """Runs what it is given, one run at a time. `current` is replaced with each new router."""
 
-    def __init__(self, session: Session, arenas: Arenas, current: Current, *, output_bytes_max: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        arenas: Arenas,
+        current: Current,
+        *,
+        output_bytes_max: int,
+        guard: Guard | None = None,
+    ) -> None:
         self.current = current
+        self.guard = guard
         self.run_count = 0
         self._session = session
         self._arenas = arenas
-        self._writer = OutputWriter(session, output_bytes_max)
-        self._together = Together(session, arenas, self._writer)
+        self._writer = OutputWriter(session, output_bytes_max, guard)
+        self._together = Together(session, arenas, self._writer, guard)
         self.buffers = self._together.buffers
         inputs, outputs = session.input_plan, session.output_plan
         self._in_place = inputs.fits and all(inputs.row_bytes)
@@ -90,12 +100,18 @@ class Runner:
                     except ModelFailed:
                         pass  # the model's error, a terminate or another shape: the unbound run tells
                     else:
-                        return Done(run.run, RAN, started_ns, time.monotonic_ns(), [], self.in_place_copies), _NO_FDS
+                        ends = self.guarded(bound)
+                        return Done(run.run, RAN, started_ns, time.monotonic_ns(), ends, self.in_place_copies), _NO_FDS
             return self._run_members(run, started_ns, was_bound=was_bound)
         finally:
             self.current.end()
             if self._arenas.over:
                 self._arenas.trim()
+
+    def guarded(self, bound: Bound) -> list[MemberDone]:
+        """What a prepared run that went well comes to: nothing to say, unless the guard does not let it pass."""
+        refused = self.guard.refuse(bound.outputs) if self.guard is not None else None
+        return [] if refused is None else [Turn().failed(Reason.GUARD, refused)]
 
     def note(self, run_count: int, last: Run, bound: Bound) -> None:
         """So many prepared runs have been done without `run`, this one last."""
@@ -193,9 +209,11 @@ class Runner:
             feed = feed_of(self._session, arena, member, private, turn)
             self._last_addresses = addresses_of(feed)
             if self._bindable_once(arena, member, feed):
-                if self._run_bound_once(arena, member, feed):
+                bound = self._run_bound_once(arena, member, feed)
+                if bound is not None:
                     turn.outputs_left(len(self._session.output_names))
-                    return None
+                    refused = self.guard.refuse(bound.outputs) if self.guard is not None else None
+                    return None if refused is None else turn.failed(Reason.GUARD, refused)
                 was_bound = True
             outputs = [np.asarray(output) for output in self._session.run(feed)]
         except TensorRefused as error:
@@ -219,11 +237,12 @@ class Runner:
             return False
         return all(array.size and array.dtype.kind != "O" for array in feed.values())
 
-    def _run_bound_once(self, arena: Arena, member: Member, feed: dict[str, Array]) -> bool:
-        """False: it failed; the unbound run tells why."""
+    def _run_bound_once(self, arena: Arena, member: Member, feed: dict[str, Array]) -> Bound | None:
+        """None: it failed; the unbound run tells why."""
         outputs = arena.arrays(self._session.output_plan, member, out=True)
+        bound = self._session.bind([feed[name] for name in self._session.input_names], outputs)
         try:
-            self._session.run_bound(self._session.bind([feed[name] for name in self._session.input_names], outputs))
+            self._session.run_bound(bound)
         except ModelFailed:
-            return False
-        return True
+            return None
+        return bound

@@ -40,6 +40,7 @@ from workers.affinity import pin
 from workers.arenas import Arenas
 from workers.config import WorkerConfig
 from workers.facts import facts
+from workers.guard import Guard, GuardRefused
 from workers.lane import Lane
 from workers.log import log
 from workers.runner import Runner
@@ -107,12 +108,19 @@ class Worker:
         self._session = load(config.path, config.session)
         self._load_ns = time.monotonic_ns() - start_ns
         self._session.with_independent_rows(_independent(self._session, config))
+        guard = None
+        if config.guard is not None:
+            try:
+                guard = Guard(config.guard, self._session.signature)
+            except GuardRefused as refused:
+                raise LoadRefused(f"{config.path}: guard: {refused}") from refused
         self._arenas = Arenas(config.arenas_max)
         self._runner = Runner(
             self._session,
             self._arenas,
             Current(self._session.options),
             output_bytes_max=config.output_mib_max * MIB,
+            guard=guard,
         )
         self._costs: list[RunCost] = warm_up(self._session, self._runner.buffers, config.max_batch)
         self._run: socket.socket | None = None

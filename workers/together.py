@@ -17,6 +17,7 @@ from shm.worker import Member, MemberDone
 from workers.arenas import Arena, Arenas
 from workers.buffers import Buffers
 from workers.feeds import addresses_of, feed_of
+from workers.guard import Guard
 from workers.log import log_seldom
 from workers.moves import Moves
 from workers.outputs import OutputWriter, Turn
@@ -33,12 +34,13 @@ class NotJoined(Exception):
 class Together:
     """Runs batches. `addresses`: where the inputs of the last one lay."""
 
-    def __init__(self, session: Session, arenas: Arenas, writer: OutputWriter) -> None:
+    def __init__(self, session: Session, arenas: Arenas, writer: OutputWriter, guard: Guard | None) -> None:
         self.buffers = Buffers(session)
         self.addresses: tuple[int, ...] = ()
         self._session = session
         self._arenas = arenas
         self._writer = writer
+        self._guard = guard
         self._row_form = session.input_plan.fits and session.input_plan.row_form
         self._required = [spec.name for spec in session.signature.inputs if not spec.optional]
 
@@ -64,7 +66,9 @@ class Together:
         turn.input_copied(len(members) * len(batch.inputs), rows * sum(session.input_plan.row_bytes))
         self.addresses = batch.addresses
         outputs = batch.run(session)
-        if moves.roomy and (outputs is batch.outputs or self._writer.as_declared(outputs, rows)):
+        # The whole batch at once; when something is wrong in it, each member is looked at by itself.
+        passes = self._guard is None or self._guard.refuse(outputs) is None
+        if passes and moves.roomy and (outputs is batch.outputs or self._writer.as_declared(outputs, rows)):
             moves.scatter(outputs)
             turn.output_copied(len(members) * len(outputs), rows * sum(session.output_plan.row_bytes))
             return ()

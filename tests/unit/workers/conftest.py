@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from shm.layout import STRING, Tensor, place
 from shm.tensors import Array
 from shm.worker import ArenaOpened, Done, Member, Run
 from workers.arenas import Arenas
-from workers.config import SessionConfig
+from workers.config import GuardConfig, SessionConfig
+from workers.guard import Guard
 from workers.runner import Runner
 from workers.session import Session, load
 from workers.watch import Current
@@ -76,12 +78,26 @@ class Client:
 class Rig:
     """A loaded model, its runner, and clients with arenas."""
 
-    def __init__(self, path: Path, *, output_bytes_max: int = 2**24, arenas_max: int = 8, independent: bool = True):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        output_bytes_max: int = 2**24,
+        arenas_max: int = 8,
+        independent: bool = True,
+        guard: GuardConfig | None = None,
+    ):
         self.session = load(str(path), SessionConfig())
         self.session.with_independent_rows(independent)
         self.arenas = Arenas(arenas_max)
         self.current = Current(self.session.options)
-        self.runner = Runner(self.session, self.arenas, self.current, output_bytes_max=output_bytes_max)
+        self.runner = Runner(
+            self.session,
+            self.arenas,
+            self.current,
+            output_bytes_max=output_bytes_max,
+            guard=None if guard is None else Guard(guard, self.session.signature),
+        )
         self.fds: list[int] = []
         self._count = 0
 
@@ -133,7 +149,7 @@ def rig() -> Iterator[Callable[..., Rig]]:
     """Makes rigs from model files."""
     rigs = []
 
-    def make(path: Path, **options: int) -> Rig:
+    def make(path: Path, **options: Any) -> Rig:
         rigs.append(Rig(path, **options))
         return rigs[-1]
 
