@@ -6,6 +6,7 @@ in one section only, so that `farm.Farm(**options)` can take keys without naming
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -16,9 +17,19 @@ from msgspec import Meta, Struct
 import farm.siblings  # noqa: F401 - refuses a stranger's router or workers before the next lines import them
 from farm.errors import ConfigError
 from farm.strict import Place, did_you_mean, read_table, show
-from router.config import Millis, ModelConfig, RouterConfig, RulesConfig, Whole
+from router.config import (
+    LastGoodConfig,
+    Millis,
+    ModelConfig,
+    OnConfig,
+    RouterConfig,
+    RulesConfig,
+    Value,
+    Whole,
+)
+from router.fallback import refuse
 from shm.limits import MEMBERS_MAX, SLOT_COUNT_MAX
-from workers.config import SessionConfig, WorkerConfig
+from workers.config import GuardConfig, SessionConfig, WorkerConfig
 
 EMBEDDED_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "embedded", "wdbc.toml")
 """What `farm serve` runs when it is given nothing. Not taken from `farm.embedded`, which loads records with numpy."""
@@ -61,6 +72,9 @@ class RouterSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     faults_max: Whole = 100
     worker_arenas_max: Whole = 64
     prefetch_runs: Annotated[int, Meta(ge=1, le=2)] = 2
+    client_rate: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    quarantine_mib: Annotated[int, Meta(ge=0, le=2**20)] = 16
+    poison_ms: Millis = 60_000.0
 
 
 class ModelSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -74,6 +88,7 @@ class ModelSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     max_delay_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
     queue_requests: Whole = 1024
     queue_mib: Whole = 256
+    in_flight_max: Annotated[int, Meta(ge=0, le=2**31)] = 0
     hang_ms: Millis = 1000.0
     batching: Literal["auto", "on", "off"] = "auto"
     intra_op_threads: Annotated[int, Meta(ge=1, le=1024)] = 1
@@ -82,6 +97,10 @@ class ModelSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     optimization: Literal["off", "basic", "extended", "all"] = "all"
     output_mib_max: Whole = 256
     rules: RulesConfig | None = None
+    constant: dict[str, Value] | None = None
+    last_good: LastGoodConfig = LastGoodConfig()
+    guard: GuardConfig | None = None
+    on: OnConfig = OnConfig()
 
 
 class Config(Struct, kw_only=True, frozen=True):
@@ -170,20 +189,7 @@ def with_options(tables: Mapping[str, Any], options: Mapping[str, Any], source: 
 def router_config(config: Config) -> RouterConfig:
     """What the router is told."""
     return RouterConfig(
-        models=[
-            ModelConfig(
-                name=name,
-                version=model.version,
-                deadline_ms=model.deadline_ms,
-                max_batch=model.max_batch,
-                max_delay_ms=model.max_delay_ms,
-                queue_requests=model.queue_requests,
-                queue_mib=model.queue_mib,
-                hang_ms=model.hang_ms,
-                rules=model.rules,
-            )
-            for name, model in config.models.items()
-        ],
+        models=[model_config(name, model) for name, model in config.models.items()],
         isolation=config.farm.isolation,
         service_group=config.farm.service_group,
         clients_max=config.router.clients_max,
@@ -194,6 +200,40 @@ def router_config(config: Config) -> RouterConfig:
         worker_arenas_max=config.router.worker_arenas_max,
         faults_max=config.router.faults_max,
         prefetch_runs=config.router.prefetch_runs,
+        client_rate=config.router.client_rate,
+        quarantine_mib=config.router.quarantine_mib,
+        poison_ms=config.router.poison_ms,
+    )
+
+
+def model_config(name: str, model: ModelSection) -> ModelConfig:
+    """What the router is told of one model."""
+    return ModelConfig(
+        name=name,
+        version=model.version,
+        path=model.path,
+        deadline_ms=model.deadline_ms,
+        max_batch=model.max_batch,
+        max_delay_ms=model.max_delay_ms,
+        queue_requests=model.queue_requests,
+        queue_mib=model.queue_mib,
+        in_flight_max=model.in_flight_max,
+        hang_ms=model.hang_ms,
+        rules=model.rules,
+        constant=model.constant,
+        last_good=model.last_good,
+        on=model.on,
+    )
+
+
+def session_config(model: ModelSection) -> SessionConfig:
+    """How one model's workers run it."""
+    return SessionConfig(
+        intra_op_threads=model.intra_op_threads,
+        inter_op_threads=model.inter_op_threads,
+        spinning=model.spinning,
+        optimization=model.optimization,
+        batching=model.batching,
     )
 
 
@@ -205,13 +245,8 @@ def worker_config(config: Config, name: str, cpus: tuple[int, ...]) -> WorkerCon
         version=model.version,
         path=model.path,
         max_batch=model.max_batch,
-        session=SessionConfig(
-            intra_op_threads=model.intra_op_threads,
-            inter_op_threads=model.inter_op_threads,
-            spinning=model.spinning,
-            optimization=model.optimization,
-            batching=model.batching,
-        ),
+        session=session_config(model),
+        guard=model.guard,
         cpus=cpus,
         arenas_max=config.router.worker_arenas_max,
         output_mib_max=model.output_mib_max,
@@ -249,7 +284,26 @@ def _read_model(name: str, table: object, source: str, base_dir: str) -> ModelSe
     model = read_table(ModelSection, table, place)
     if not model.path:
         raise place.error('path = "": it must be an ONNX file')
+    _check_fallback(name, model, source)
     return msgspec.structs.replace(model, path=os.path.abspath(os.path.join(base_dir, model.path)))
+
+
+def _check_fallback(name: str, model: ModelSection, source: str) -> None:
+    """What can be refused without the model's signature; `farm.checking` does the rest."""
+    wrong = refuse(model_config(name, model))
+    if wrong is not None:
+        raise Place(source, f"[models.{name}.on]").error(wrong.removeprefix("on."))
+    for output, how in (model.rules.agree if model.rules is not None else {}).items():
+        place = Place(source, f"[models.{name}.rules.agree.{output}]")
+        if (how.threshold is None) == (how.tolerance is None):
+            raise place.error("must have one of threshold and tolerance")
+        if how.threshold is not None and not math.isfinite(how.threshold):
+            raise place.error(f"threshold = {how.threshold}: it must be a finite number")
+    for output, (low, high) in (model.guard.ranges if model.guard is not None else {}).items():
+        if not low <= high:
+            raise Place(source, f"[models.{name}.guard]").error(
+                f"ranges.{output} = [{low:g}, {high:g}]: the least value must come first, and neither may be nan"
+            )
 
 
 def _check_together(config: Config) -> None:

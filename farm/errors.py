@@ -62,7 +62,7 @@ class DeadlineExceeded(FarmError, TimeoutError):
 
 
 class RunFailed(FarmError):
-    """The model's run failed: `worker_died`, `poison` or `model_error`."""
+    """The model's run failed: `worker_died`, `poison`, `model_error`, `output_too_large` or `guard`."""
 
 
 class NoFreeSlot(FarmError):

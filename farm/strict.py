@@ -45,7 +45,14 @@ def read_table(kind: type[S], table: object, place: Place) -> S:
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             values[field.name] = read_table(inner, value, Place(place.file, f"{place.table[:-1]}.{key}]"))
             continue
-        item = _struct_of_list(inner)
+        item = _struct_in(inner, dict)
+        if item is not None and isinstance(value, Mapping):
+            values[field.name] = {
+                name: read_table(item, row, Place(place.file, f"{place.table[:-1]}.{key}.{name}]"))
+                for name, row in value.items()
+            }
+            continue
+        item = _struct_in(inner, list)
         if item is not None and isinstance(value, list):
             value = [
                 msgspec.to_builtins(read_table(item, row, Place(place.file, f"[{place.table[:-1]}.{key}]] number {n}")))
@@ -80,7 +87,7 @@ def show(value: object) -> str:
 
 
 def allowed(annotation: Any) -> str:
-    """What a field takes, in words. Fields of these structs are scalars, choices, tables or lists."""
+    """What a field takes, in words. Fields of these structs are scalars, choices, tables or lists of one of these."""
     annotation = _without_none(annotation)
     meta = msgspec.Meta()
     if get_origin(annotation) is Annotated:
@@ -98,8 +105,15 @@ def allowed(annotation: Any) -> str:
         if meta.max_length is None:
             return "a text"
         return f"a text of {meta.min_length or 0} to {meta.max_length} characters"
+    if _struct_in(annotation, list) or _struct_in(annotation, dict):
+        return "tables of their own"
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return "a table of its own"
+    kinds = get_args(annotation)
     if get_origin(annotation) is dict:
-        return "a table"
+        return "a table of pairs of numbers" if get_origin(kinds[1]) is tuple else "a table"
+    if get_origin(kinds[0]) is Literal:
+        return "a list of " + ", ".join(show(choice) for choice in get_args(kinds[0]))
     return "a list"
 
 
@@ -115,11 +129,12 @@ def _without_none(annotation: Any) -> Any:
     return annotation
 
 
-def _struct_of_list(annotation: Any) -> type[msgspec.Struct] | None:
+def _struct_in(annotation: Any, container: type[Any]) -> type[msgspec.Struct] | None:
+    """The struct that this list or dict holds, None where it is none or holds others."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
-    if get_origin(annotation) is list:
-        item = get_args(annotation)[0]
+    if get_origin(annotation) is container:
+        item = get_args(annotation)[-1]
         if isinstance(item, type) and issubclass(item, msgspec.Struct):
             return item
     return None

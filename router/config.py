@@ -76,6 +76,8 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     version: Annotated[int, Meta(ge=1, le=2**31)] = 1
+    path: str = ""
+    """Of the model's file, for whoever reads the facts of a quarantined input. The router does not open it."""
     deadline_ms: Millis = 1000.0
     max_batch: Annotated[int, Meta(ge=1, le=MEMBERS_MAX)] = 32
     max_delay_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0

@@ -10,6 +10,7 @@ import pytest
 
 from farm import cli, exits
 from farm.cli import ROUTER_VERBS, VERBS, main, parser_of
+from tests import models
 
 OPERATIONS = (Path(__file__).resolve().parents[3] / "docs" / "OPERATIONS.md").read_text()
 MODEL = '[models.wdbc]\npath = "wdbc.onnx"\n'
@@ -99,14 +100,19 @@ def test_an_error_is_told_without_a_traceback_and_has_its_code(arguments, code, 
 
 
 def test_config_check_prints_every_option_and_the_rules(capsys, tmp_path, monkeypatch):
-    (tmp_path / "wdbc.onnx").write_bytes(b"")
+    models.save(
+        tmp_path / "wdbc.onnx",
+        [models.node("Identity", ["x"], ["y"])],
+        [("x", "float32", ("N",))],
+        [("y", "float32", ("N",))],
+    )
     path = tmp_path / "farm.toml"
     rule = "[[models.wdbc.rules.rules]]\nname = 'all'\nanswer = {y = 1.0}\ndecision = 'refer'\n"
     path.write_text(MODEL + "workers = 7\n" + rule)
     assert main(["config", "check", str(path)]) == exits.OK
     printed = capsys.readouterr().out
     assert "\nworkers = 7\n" in printed and "\nbeat_timeout_ms = 2000.0\n" in printed
-    assert '#   1. all: always: {"y":1.0}, decision "refer"' in printed
+    assert '#   1. all: always: {"y":1.0}, decision "refer" (' in printed
 
 
 def test_config_check_refuses_a_rule_that_does_not_compile(capsys, tmp_path):

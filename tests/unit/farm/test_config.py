@@ -12,8 +12,17 @@ import pytest
 from farm import config as configuration
 from farm.errors import ConfigError
 from farm.strict import allowed, show
-from router.config import ModelConfig, RouterConfig, RuleConfig, RulesConfig
-from workers.config import SessionConfig, WorkerConfig
+from router import fallback
+from router.config import (
+    AgreeConfig,
+    LastGoodConfig,
+    ModelConfig,
+    OnConfig,
+    RouterConfig,
+    RuleConfig,
+    RulesConfig,
+)
+from workers.config import GuardConfig, SessionConfig, WorkerConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 FILE = ROOT / "configs" / "farm.toml"
@@ -23,9 +32,15 @@ KINDS = {
     "[router]": configuration.RouterSection,
     "[models.NAME]": configuration.ModelSection,
     "[models.NAME.rules]": RulesConfig,
+    "[models.NAME.rules.agree.OUTPUT]": AgreeConfig,
     "[[models.NAME.rules.rules]]": RuleConfig,
+    "[models.NAME.on]": OnConfig,
+    "[models.NAME.last_good]": LastGoodConfig,
+    "[models.NAME.guard]": GuardConfig,
 }
+TABLES = {"rules", "constant", "last_good", "guard", "on"}
 MODEL = '[models.wdbc]\npath = "wdbc.onnx"\n'
+RULES = "[[models.wdbc.rules.rules]]\nname = 'a'\nanswer = {y = 1.0}\n"
 
 
 def read(tmp_path, text):
@@ -63,7 +78,10 @@ def read(tmp_path, text):
         ("[models]\nwdbc = 'x.onnx'\n", '[models.wdbc] is "x.onnx"; it must be a table'),
         ("[models.'']\npath = 'x'\n", "[models.] is no name for a model"),
         (MODEL + "[models.wdbc.rules]\n", "[models.wdbc.rules] lacks the key 'rules'"),
-        (MODEL + "[models.wdbc.rules]\nrules = []\n", "[models.wdbc.rules] rules = []: it must be a list ("),
+        (
+            MODEL + "[models.wdbc.rules]\nrules = []\n",
+            "[models.wdbc.rules] rules = []: it must be tables of their own (",
+        ),
         (
             MODEL + "[[models.wdbc.rules.rules]]\nname = 'a'\nanser = {}\n",
             "[[models.wdbc.rules.rules]] number 1 has no key 'anser'; did you mean 'answer'?",
@@ -72,6 +90,70 @@ def read(tmp_path, text):
             MODEL + "[[models.wdbc.rules.rules]]\nname = 'a'\nanswer = {y = {z = 1}}\n",
             '[[models.wdbc.rules.rules]] number 1 answer = {"y":{"z":1}}: it must be a table (',
         ),
+        (
+            MODEL + "[models.wdbc.on]\ntimeot = ['reject']\n",
+            "[models.wdbc.on] has no key 'timeot'; did you mean 'timeout'",
+        ),
+        (
+            MODEL + "[models.wdbc.on]\ntimeout = ['rule']\n",
+            '[models.wdbc.on] timeout = ["rule"]: it must be a list of "rules", "last_good", "constant", '
+            '"previous_version", "retry", "reject" (',
+        ),
+        (MODEL + "[models.wdbc.on]\ntimeout = []\n", "[models.wdbc.on] timeout = []: it must be a list of "),
+        (
+            MODEL + "[models.wdbc.on]\nshed = ['rules']\n",
+            "[models.wdbc.on] shed: 'rules' needs rules; add a section [models.NAME.rules]",
+        ),
+        (MODEL + "on = 'rules'\n", '[models.wdbc.on] is "rules"; it must be a table'),
+        (
+            MODEL + "[models.wdbc.last_good]\nmax_age_ms = 0\n",
+            "[models.wdbc.last_good] max_age_ms = 0: it must be a num",
+        ),
+        (
+            MODEL + "[models.wdbc.constant]\ny = {z = 1}\n",
+            '[models.wdbc] constant = {"y":{"z":1}}: it must be a table (',
+        ),
+        (
+            MODEL + "[models.wdbc.guard]\nfinit = true\n",
+            "[models.wdbc.guard] has no key 'finit'; did you mean 'finite'",
+        ),
+        (
+            MODEL + "[models.wdbc.guard]\nranges = {y = [1.0]}\n",
+            '[models.wdbc.guard] ranges = {"y":[1.0]}: it must be a table of pairs of numbers (',
+        ),
+        (
+            MODEL + "[models.wdbc.guard]\nranges = {y = [1.0, 0.0]}\n",
+            "[models.wdbc.guard] ranges.y = [1, 0]: the least value must come first",
+        ),
+        (MODEL + "[models.wdbc.guard]\nranges = {y = [0.0, nan]}\n", "[models.wdbc.guard] ranges.y = [0, nan]: "),
+        (
+            MODEL + RULES + "[models.wdbc.rules.agree.y]\ntreshold = 1\n",
+            "[models.wdbc.rules.agree.y] has no key 'treshold'; did you mean 'threshold'",
+        ),
+        (
+            MODEL + RULES + "[models.wdbc.rules.agree.y]\n",
+            "[models.wdbc.rules.agree.y] must have one of threshold and tolerance",
+        ),
+        (
+            MODEL + RULES + "[models.wdbc.rules.agree]\ny = {threshold = 1.0, tolerance = 1.0}\n",
+            "[models.wdbc.rules.agree.y] must have one of threshold and tolerance",
+        ),
+        (
+            MODEL + RULES + "[models.wdbc.rules.agree]\ny = {tolerance = -1.0}\n",
+            "[models.wdbc.rules.agree.y] tolerance = -1.0: it must be a number from 0",
+        ),
+        (
+            MODEL + RULES + "[models.wdbc.rules.agree]\ny = {threshold = inf}\n",
+            "[models.wdbc.rules.agree.y] threshold = inf: it must be a finite number",
+        ),
+        (
+            MODEL + "[models.wdbc.rules]\nagree = 3\nrules = []\n",
+            "[models.wdbc.rules] agree = 3: it must be tables of their own",
+        ),
+        (MODEL + "in_flight_max = -1\n", "in_flight_max = -1: it must be a whole number from 0 to 2147483648"),
+        (MODEL + "[router]\nclient_rate = -1\n", "[router] client_rate = -1: it must be a number from 0 to 1000000000"),
+        (MODEL + "[router]\nquarantine_mib = 2.5\n", "[router] quarantine_mib = 2.5: it must be a whole number from 0"),
+        (MODEL + "[router]\npoison_ms = 0\n", "[router] poison_ms = 0: it must be a number above 0 to 86400000"),
     ],
 )
 def test_a_wrong_file_is_refused_by_file_key_value_and_what_is_allowed(tmp_path, text, said):
@@ -119,7 +201,7 @@ def test_a_key_stands_in_one_section_only():
 
 def test_defaults_of_the_file_are_those_of_router_and_workers():
     config = configuration.for_models({"a": "/a.onnx"}, "test")
-    assert configuration.router_config(config) == RouterConfig(models=[ModelConfig(name="a")])
+    assert configuration.router_config(config) == RouterConfig(models=[ModelConfig(name="a", path="/a.onnx")])
     expected = WorkerConfig(name="a", path="/a.onnx", session=SessionConfig())
     assert configuration.worker_config(config, "a", ()) == expected
 
@@ -137,7 +219,7 @@ def test_file_of_all_options_has_each_with_its_default():
     found = {"[farm]": tables["farm"], "[arena]": tables["arena"], "[router]": tables["router"]}
     for section, table in {**found, "[models.NAME]": tables["models"]["wdbc"]}.items():
         for field in msgspec.structs.fields(KINDS[section]):
-            if field.required or field.encode_name == "rules":
+            if field.required or field.encode_name in TABLES:
                 continue
             if field.default is None:
                 assert field.encode_name in unset
@@ -145,13 +227,24 @@ def test_file_of_all_options_has_each_with_its_default():
                 assert table[field.encode_name] == field.default, field.encode_name
 
 
-def test_rules_in_the_file_of_all_options_are_well_once_they_are_uncommented(tmp_path):
+def test_tables_in_the_file_of_all_options_have_each_with_its_default_once_they_are_uncommented(tmp_path):
     text = FILE.read_text()
-    head, rules = text[: text.index("# The answer when")], text[text.index("# [models.wdbc.rules]") :]
-    config = read(tmp_path, head + re.sub(r"^# ?", "", rules, flags=re.MULTILINE))
-    told = config.models["wdbc"].rules
-    assert told is not None
-    assert told.rows_max == RulesConfig(rules=told.rules).rows_max
+    start = text.index("# What a request gets instead")
+    tables = re.sub(r"^# (?=\w+ = |\[)", "", text[start:], flags=re.MULTILINE)
+    config = read(tmp_path, text[:start] + tables)
+    model = config.models["wdbc"]
+    written = tomllib.loads(tables)["models"]["wdbc"]
+    assert set(written) == TABLES
+    assert model.rules is not None and model.constant is not None
+    assert model.rules.rows_max == RulesConfig(rules=model.rules.rules).rows_max
+    assert model.rules.sample_every == RulesConfig(rules=model.rules.rules).sample_every
+    assert model.last_good == LastGoodConfig() and set(written["last_good"]) == set(LastGoodConfig.__struct_fields__)
+    assert model.guard is not None and model.guard.finite is GuardConfig().finite
+    assert set(written["guard"]) == set(GuardConfig.__struct_fields__)
+    # The defaults of a model with rules: what is not set comes to the same.
+    unset = ModelConfig(name="m", rules=model.rules)
+    assert fallback.table(ModelConfig(name="m", rules=model.rules, on=model.on)) == fallback.table(unset)
+    assert set(written["on"]) == set(OnConfig.__struct_fields__)
 
 
 def test_option_table_in_the_documents_agrees_with_the_structs():
@@ -167,6 +260,7 @@ def test_option_table_in_the_documents_agrees_with_the_structs():
             if field.default_factory is not msgspec.NODEFAULT:
                 default = field.default_factory()
             shown = "required" if field.required else "not set" if default is None else f"`{show(default)}`"
-            takes = "tables of their own" if field.encode_name == "rules" else allowed(field.type)
-            expected.append((section, field.encode_name, shown, takes))
+            if isinstance(default, msgspec.Struct):
+                shown = "see below"
+            expected.append((section, field.encode_name, shown, allowed(field.type)))
     assert [(s, k, d, a.replace("`", "")) for s, k, d, a in rows] == expected
