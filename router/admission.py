@@ -1,32 +1,45 @@
 """Admission: a request that arrives is refused as wrong, ended at once, or queued. Exactly these three endings.
 
 Everything is checked here, in this order, before a request costs a worker anything: what it names (model, slots,
-deadline), what it brings (tensors against the signature), and whether there is room and time for it.
+deadline), what it brings (tensors against the signature), whether there is room (limits, which a higher priority or a
+client with less than its part may make others give way for), and whether there is time: `router.forecast` says when it
+would be done, `router.shedding` who would be late for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from router import events as ev
 from router.closing import Closing
+from router.config import RouterConfig
 from router.counters import Counters
 from router.ledger import Entry, Ledger, Session
 from router.models import ModelState
 from router.outbox import Outbox
 from router.reserve import FLOOR_NS, Reserve
 from router.roster import Roster
+from router.shedding import EVICTED_MAX, heaviest, lowest_below, make_room
 from shm.client import Reply, Request
 from shm.endings import Ending, Reason
 from shm.errors import TensorRefused
 from shm.limits import DEADLINE_NS_MAX
 
+RATE_BURST_S = 0.1
+"""What a client may save up, in seconds of its rate: a burst within that is no more than the rate says, on average."""
+
+WORKERLESS_NS = 1_000_000_000
+"""Without any worker for so long, one is not just being replaced (0.3 s): who comes then is told at once."""
+
 
 class Admission:
     """`take` each request once. `draining`: nothing is queued any more."""
 
-    __slots__ = ("_closing", "_counters", "_ledger", "_models", "_outbox", "_reserve", "_roster", "draining")
+    __slots__ = ("_closing", "_counters", "_ledger", "_models", "_outbox", "_rate", "_reserve", "_roster", "draining")
 
     def __init__(
         self,
+        config: RouterConfig,
         ledger: Ledger,
         models: list[ModelState],
         roster: Roster,
@@ -42,9 +55,10 @@ class Admission:
         self._closing = closing
         self._counters = counters
         self._outbox = outbox
+        self._rate = config.client_rate
         self.draining = False
 
-    def take(self, session: Session, request: Request, now_ns: int) -> None:
+    def take(self, session: Session, request: Request, now_ns: int, *, poison: bool = False) -> None:
         if request.id in session.entries:
             # A reply would be taken for the other one's.
             self._counters.invalid += 1
@@ -67,7 +81,13 @@ class Admission:
         shape = None if request.tensors is None else model.shape_of(request)
         entry = Entry(session, request, now_ns, due_ns, payload_bytes, shape)
         self._ledger.open(entry)
-        self._admit(entry, model, now_ns)
+        model.retries.earn()
+        if poison:
+            self._counters.poison += 1
+            message = "two workers died while they ran this input; it is refused for a while"
+            self._closing.end(entry, Ending.FAILED, Reason.POISON, now_ns, message=message)
+        else:
+            self._admit(entry, model, now_ns)
 
     def _check_names(self, session: Session, request: Request, now_ns: int) -> ModelState:
         """Model, slots and deadline.
@@ -95,27 +115,95 @@ class Admission:
         return self._models[request.model]
 
     def _admit(self, entry: Entry, model: ModelState, now_ns: int) -> None:
+        """Queue it or end it. An entry that is closed here was answered."""
         queue, closing = model.queue, self._closing
         if entry.request.deadline_ns <= now_ns:
             closing.end(entry, Ending.EXPIRED, Reason.EXPIRED_ON_ARRIVAL, now_ns)
         elif self.draining:
             closing.end(entry, Ending.SHED, Reason.DRAINING, now_ns)
-        elif model.signature is None:
+        elif self._rate and not self._within_rate(entry.session, now_ns):
+            closing.end(entry, Ending.SHED, Reason.RATE, now_ns)
+        elif model.signature is None or self._roster.is_workerless(model.index, now_ns - WORKERLESS_NS):
             closing.end(entry, Ending.SHED, Reason.NO_WORKER, now_ns)
-        elif queue.count >= model.config.queue_requests:
-            closing.end(entry, Ending.SHED, Reason.QUEUE_FULL, now_ns)
-        elif queue.payload_bytes + entry.payload_bytes > model.queue_bytes_max:
-            closing.end(entry, Ending.SHED, Reason.BYTES_FULL, now_ns)
-        elif now_ns + model.costs.estimate(entry.request.rows or 1) > entry.due_ns:
+        elif (full := self._full(entry, model, now_ns)) is not None:
+            closing.end(entry, Ending.SHED, full, now_ns)
+        elif not self._has_time(entry, model, now_ns):
             self._doubt(entry, model, now_ns)
-            closing.answer_late(entry, Reason.PREDICTED_LATE, now_ns)
+            closing.end(entry, Ending.SHED, Reason.PREDICTED_LATE, now_ns)
         else:
             queue.push(entry, now_ns)
 
+    def _within_rate(self, session: Session, now_ns: int) -> bool:
+        most = max(1.0, self._rate * RATE_BURST_S)
+        earned = most if not session.tokens_ns else (now_ns - session.tokens_ns) / 1e9 * self._rate
+        session.tokens = min(most, session.tokens + earned)
+        session.tokens_ns = now_ns
+        if session.tokens < 1:
+            return False
+        session.tokens -= 1
+        return True
+
+    # Room
+
+    def _full(self, entry: Entry, model: ModelState, now_ns: int) -> Reason | None:
+        """The limit that this request would break and nobody gives way for, None when there is room."""
+        for _ in range(EVICTED_MAX):
+            reason = self._limit(entry, model)
+            if reason is None or not self._give_way(entry, model, now_ns):
+                return reason
+        return self._limit(entry, model)
+
+    def _limit(self, entry: Entry, model: ModelState) -> Reason | None:
+        queue, config = model.queue, model.config
+        if queue.count >= config.queue_requests:
+            return Reason.QUEUE_FULL
+        if queue.payload_bytes + entry.payload_bytes > model.queue_bytes_max:
+            return Reason.BYTES_FULL
+        if config.in_flight_max and self._ledger.open_of[model.index] > config.in_flight_max:
+            return Reason.IN_FLIGHT_FULL
+        return None
+
+    def _give_way(self, entry: Entry, model: ModelState, now_ns: int) -> bool:
+        """Evict one queued request that has less right to its place than this one; False where there is none."""
+        queue = model.queue
+        other = lowest_below(queue, entry.request.priority)
+        if other is None:
+            other = heaviest(queue, entry.session, self._ledger.sessions, entry)
+        if other is None:
+            return False
+        self._evict((other,), model, now_ns)
+        return True
+
+    def _evict(self, entries: Sequence[Entry], model: ModelState, now_ns: int) -> None:
+        for entry in entries:
+            model.queue.forget(entry)
+            self._counters.evicted += 1
+            self._closing.end(entry, Ending.SHED, Reason.EVICTED, now_ns)
+
+    # Time
+
+    def _has_time(self, entry: Entry, model: ModelState, now_ns: int) -> bool:
+        """Whether it and everyone it would overtake are done in time; who must give way for that is evicted."""
+        forecast, queue = model.forecast, model.queue
+        if forecast.now_ns != now_ns:
+            forecast.refresh(self._roster.of_model(model.index), model.max_batch, now_ns)
+        for _ in range(EVICTED_MAX):
+            late = make_room(queue, forecast, entry)
+            if late is not None:
+                self._evict(late, model, now_ns)
+                return True
+            other = heaviest(queue, entry.session, self._ledger.sessions, entry)
+            if other is None:
+                return False
+            self._evict((other,), model, now_ns)
+        return False
+
     def _doubt(self, entry: Entry, model: ModelState, now_ns: int) -> None:
         """A refusal by prediction weakens what it rests on: nothing else corrects it once it refuses everything."""
+        if model.queue.count or self._roster.pick(model.index, 1) is None:
+            return
         rows = entry.request.rows or 1
         if now_ns + model.costs.estimate(rows) <= entry.request.deadline_ns - FLOOR_NS:
             self._reserve.observe(0)
-        elif not model.queue.count and self._roster.pick(model.index, 1) is not None:
+        else:
             model.costs.doubt(rows)

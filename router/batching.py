@@ -1,32 +1,51 @@
 """One model's queue: earliest deadline first within a priority, and which requests may run together.
 
-The queue is a heap for each (priority, shape): `shape` is what must agree for two requests to be rows of one batch,
-None where the signature fixes it, so that nearly every model has one heap a priority in use. A deadline counts less
-the reserve that was kept before it at arrival, which is when an answer is due: so the heaps are also the timer queue.
-What leaves the queue otherwise (cancelled, client lost) stays behind as a closed entry and is dropped when it comes up.
+A line for each priority, sorted by the time an answer is due (the deadline less the reserve that was kept before it at
+arrival), so the lines are also the timer queue. Lines are plain sorted lists: the usual request is due last and goes to
+the end, and to insert into or delete from a list of a thousand places moves less memory than a heap makes Python
+compare. A heap was tried: it keeps places of what has left, and cannot say how many rows wait before a deadline.
+
+The highest priority goes first, but one batch in SHARE_EVERY is led by whoever of the others is due soonest. So a
+request waits for at most so many batches before the first of its priority is served, however busy those above are.
 """
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from itertools import accumulate, islice
 
 from router.ledger import Entry, State
+from shm.limits import PRIORITY_MAX
 
-Heap = list[tuple[int, int, Entry]]
+Place = tuple[int, int, Entry]
+"""due_ns, number in order of arrival, entry."""
 
-STALE_MAX = 64
-"""Places of closed entries that are not worth a walk through the heaps, on top of one for each queued entry."""
+SHARE_EVERY = 16
+"""A sixteenth of the workers' time: enough that the lowest priority is never still, and a price of 6 % at most."""
+LOOK_MAX = 256
+"""Places looked at for company in one line; of another shape, or to run alone, they may be many."""
 
 
 class ModelQueue:
-    """Queued requests of one model, counted in requests, rows and bytes."""
+    """Queued requests of one model, counted in requests, rows and bytes, and by client."""
 
-    __slots__ = ("_heaps", "_sequence", "_stale", "count", "payload_bytes", "rows", "waiting_since_ns")
+    __slots__ = (
+        "_batches_to_share", "_lines", "_many_rows", "_rows", "_sequence", "by_client", "count", "payload_bytes",
+        "priorities", "rows", "waiting_since_ns",
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        self._heaps: dict[tuple[int, object], Heap] = {}
+        self._lines: list[list[Place]] = [[] for _ in range(PRIORITY_MAX + 1)]
+        self._rows = [0] * (PRIORITY_MAX + 1)
+        self._many_rows = 0
+        """Entries with more or fewer rows than one: without any, a place in a line is a count of rows."""
         self._sequence = 0
-        self._stale = 0
+        self._batches_to_share = SHARE_EVERY
+        self.priorities: list[int] = []
+        """Those that have anybody, the highest first."""
+        self.by_client: dict[int, int] = {}
+        """Session number to its queued requests."""
         self.count = 0
         self.rows = 0
         self.payload_bytes = 0
@@ -34,125 +53,184 @@ class ModelQueue:
 
     def push(self, entry: Entry, now_ns: int) -> None:
         request = entry.request
-        key = (-request.priority, entry.shape)
-        heap = self._heaps.get(key)
-        if heap is None:
-            heap = self._heaps[key] = []
+        priority = request.priority
+        line = self._lines[priority]
         self._sequence += 1
-        heappush(heap, (entry.due_ns, self._sequence, entry))
+        entry.sequence = self._sequence
+        place = (entry.due_ns, self._sequence, entry)
+        if not line:
+            insort(self.priorities, priority, key=lambda p: -p)
+            line.append(place)
+        elif line[-1][0] <= entry.due_ns:
+            line.append(place)
+        else:
+            insort(line, place)
         if not self.count:
             self.waiting_since_ns = now_ns
+        rows = request.rows or 1
         self.count += 1
-        self.rows += request.rows or 1
+        self.rows += rows
+        self._rows[priority] += rows
+        self._many_rows += rows != 1
         self.payload_bytes += entry.payload_bytes
+        number = entry.session.number
+        self.by_client[number] = self.by_client.get(number, 0) + 1
 
     def forget(self, entry: Entry) -> None:
-        """This queued entry is about to be closed; its place in the heap is dropped when it comes up, or when there
-        are more such places than queued entries: a client that asks and cancels must not fill the memory."""
+        """Take this queued entry out: it was cancelled or evicted, or its client is lost."""
+        line = self._lines[entry.request.priority]
+        at = bisect_left(line, (entry.due_ns, entry.sequence))
+        assert line[at][2] is entry
+        del line[at]
         self._uncount(entry)
-        self._stale += 1
-        if self._stale > STALE_MAX + self.count:
-            self._drop_stale(entry)
-
-    def _drop_stale(self, closing: Entry) -> None:
-        for key in list(self._heaps):
-            kept = [place for place in self._heaps[key] if place[2].state is State.QUEUED and place[2] is not closing]
-            if kept:
-                heapify(kept)
-                self._heaps[key] = kept
-            else:
-                del self._heaps[key]
-        self._stale = 0
+        self._drop_empty()
 
     def _uncount(self, entry: Entry) -> None:
+        """It is no longer in its line."""
+        request = entry.request
+        rows = request.rows or 1
         self.count -= 1
-        self.rows -= entry.request.rows or 1
+        self.rows -= rows
+        self._rows[request.priority] -= rows
+        self._many_rows -= rows != 1
         self.payload_bytes -= entry.payload_bytes
+        number = entry.session.number
+        left = self.by_client[number] - 1
+        if left:
+            self.by_client[number] = left
+        else:
+            del self.by_client[number]
+
+    def _drop_empty(self) -> None:
+        """After places were taken out."""
+        lines = self._lines
+        for priority in self.priorities:
+            if not lines[priority]:
+                self.priorities = [kept for kept in self.priorities if lines[kept]]
+                break
 
     def due_ns(self) -> int | None:
         """When the first queued request must be answered, None when nothing is queued."""
-        earliest = None
-        for key in list(self._heaps):
-            head = self._head(key)
-            if head is not None and (earliest is None or head.due_ns < earliest):
-                earliest = head.due_ns
-        return earliest
+        lines = self._lines
+        if len(self.priorities) == 1:
+            return lines[self.priorities[0]][0][0]
+        return min((lines[priority][0][0] for priority in self.priorities), default=None)
 
     def take_due(self, now_ns: int) -> list[Entry]:
         """Take every entry out whose answer is due."""
-        due = []
-        for key in list(self._heaps):
-            while (head := self._head(key)) is not None and head.due_ns <= now_ns:
-                heappop(self._heaps[key])
-                self._uncount(head)
-                due.append(head)
+        due: list[Entry] = []
+        for priority in list(self.priorities):
+            line = self._lines[priority]
+            end = bisect_left(line, (now_ns + 1,))
+            if end:
+                due += self._cut(line, end)
         return due
 
     def take_all(self) -> list[Entry]:
         """Empty the queue."""
-        entries = [entry for heap in self._heaps.values() for _, _, entry in heap if entry.state is State.QUEUED]
-        self._heaps.clear()
-        self._stale = 0
-        self.count = self.rows = self.payload_bytes = 0
+        return [entry for p in list(self.priorities) for entry in self._cut(self._lines[p], len(self._lines[p]))]
+
+    def _cut(self, line: list[Place], end: int) -> list[Entry]:
+        entries = [place[2] for place in line[:end]]
+        del line[:end]
+        for entry in entries:
+            self._uncount(entry)
+        self._drop_empty()
         return entries
 
-    def take_batch(self, rows_max: int, members_max: int) -> list[Entry]:
-        """The next batch: the first request of the highest priority, and what may join it, in that order.
+    # What admission asks
 
-        A request that must run alone, or has `rows_max` rows or more by itself, is its own batch.
+    def line(self, priority: int) -> list[Place]:
+        """The places of one priority, in order. Not to be changed."""
+        return self._lines[priority]
+
+    def line_rows(self, priority: int) -> int:
+        return self._rows[priority]
+
+    def before(self, priority: int, due_ns: int) -> tuple[int, int, int]:
+        """For a newcomer of this priority and due time: the rows of all higher priorities, the rows before it in its
+        own line, and its place there."""
+        above = 0
+        for other in self.priorities:
+            if other > priority:
+                above += self._rows[other]
+        line = self._lines[priority]
+        if not line or line[-1][0] <= due_ns:
+            return above, self._rows[priority], len(line)
+        at = bisect_left(line, (due_ns + 1,))
+        return above, (sum(place[2].request.rows or 1 for place in line[:at]) if self._many_rows else at), at
+
+    def rows_up_to(self, priority: int) -> list[int] | range:
+        """For each place of a line: how many rows there are in it up to and with this one."""
+        line = self._lines[priority]
+        if not self._many_rows:
+            return range(1, len(line) + 1)
+        return list(accumulate(place[2].request.rows or 1 for place in line))
+
+    # Batches
+
+    def first(self) -> Entry:
+        """Who leads the next batch."""
+        return self._lines[self._leading()][0][2]
+
+    def _leading(self) -> int:
+        priorities = self.priorities
+        if len(priorities) > 1 and self._batches_to_share <= 1:
+            return min(priorities[1:], key=lambda p: self._lines[p][0][0])
+        return priorities[0]
+
+    def take_batch(self, rows_max: int, members_max: int, done_ns: int = 0) -> list[Entry]:
+        """The next batch: `first`, and what may join it, the highest priority first. Not empty.
+
+        A request that must run alone, or has `rows_max` rows or more by itself, is its own batch. done_ns: when a run
+        of `rows_max` rows will be done; nobody joins it who is due before.
         """
-        first_key: tuple[int, object] | None = None
-        first: Entry | None = None
-        for key in sorted(self._heaps, key=_priority_of) if len(self._heaps) > 1 else list(self._heaps):
-            if first_key is not None and key[0] > first_key[0]:
-                break
-            head = self._head(key)
-            if head is not None and (first is None or head.due_ns < first.due_ns):
-                first_key, first = key, head
-        if first_key is None or first is None:
-            return []
+        leading = self._leading()
+        if len(self.priorities) > 1:
+            # Counted while more than one priority waits; a batch that goes by turn begins the count anew.
+            self._batches_to_share = SHARE_EVERY if leading != self.priorities[0] else self._batches_to_share - 1
+        line = self._lines[leading]
+        first = line[0][2]
         batch = [first]
-        heappop(self._heaps[first_key])
-        self._uncount(first)
-        rows = first.request.rows or 1
-        if self.count and members_max > 1 and not first.alone:
-            self._fill(batch, first_key[1], rows_max - rows, members_max - 1)
+        del line[0]
+        rows_left = rows_max - (first.request.rows or 1)
+        if members_max > 1 and rows_left > 0 and self.count > 1 and not first.alone:
+            for priority in (leading, *(p for p in self.priorities if p != leading)):
+                rows_left = self._fill(batch, self._lines[priority], rows_left, members_max, done_ns)
+        for entry in batch:
+            self._uncount(entry)
+        self._drop_empty()
         return batch
 
-    def _fill(self, batch: list[Entry], shape: object, rows_left: int, members_left: int) -> None:
-        keys = [key for key in self._heaps if key[1] == shape]
-        if len(keys) > 1:
-            keys.sort(key=_priority_of)
-        for key in keys:
-            heap = self._heaps[key]
-            while members_left > 0 and (head := self._head(key)) is not None:
-                rows = head.request.rows or 1
-                if rows > rows_left or head.alone:
-                    break
-                heappop(heap)
-                self._uncount(head)
-                batch.append(head)
+    def _fill(self, batch: list[Entry], line: list[Place], rows_left: int, members_max: int, done_ns: int) -> int:
+        shape = batch[0].shape
+        passed: list[Place] = []
+        end = 0
+        for place in islice(line, LOOK_MAX):
+            entry = place[2]
+            rows = entry.request.rows or 1
+            if len(batch) == members_max or rows > rows_left:
+                break
+            if entry.shape == shape and not entry.alone and entry.due_ns >= done_ns:
+                batch.append(entry)
                 rows_left -= rows
-                members_left -= 1
+            else:
+                passed.append(place)
+            end += 1
+        line[:end] = passed
+        return rows_left
 
-    def _head(self, key: tuple[int, object]) -> Entry | None:
-        heap = self._heaps[key]
-        while heap:
-            entry = heap[0][2]
-            if entry.state is State.QUEUED:
-                return entry
-            heappop(heap)
-            self._stale -= 1
-        del self._heaps[key]
-        return None
+    def entries(self) -> Iterator[Entry]:
+        """Everybody, in the order of their turn."""
+        return (place[2] for priority in self.priorities for place in self._lines[priority])
 
     def check_invariants(self) -> None:
-        queued = [e for heap in self._heaps.values() for _, _, e in heap if e.state is State.QUEUED]
+        queued = list(self.entries())
+        assert all(entry.state is State.QUEUED for entry in queued)
+        assert [p for p in range(PRIORITY_MAX, -1, -1) if self._lines[p]] == self.priorities
+        assert all(line == sorted(line) for line in self._lines)
         assert len(queued) == self.count, (len(queued), self.count)
-        assert sum(map(len, self._heaps.values())) - len(queued) == self._stale <= STALE_MAX + self.count
-        assert sum(e.request.rows or 1 for e in queued) == self.rows
+        assert sum(e.request.rows or 1 for e in queued) == self.rows == sum(self._rows)
+        assert sum((e.request.rows or 1) != 1 for e in queued) == self._many_rows
         assert sum(e.payload_bytes for e in queued) == self.payload_bytes
-
-
-def _priority_of(key: tuple[int, object]) -> int:
-    return key[0]
+        assert sum(self.by_client.values()) == self.count

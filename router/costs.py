@@ -1,86 +1,135 @@
 """What a run of a model costs, by its number of rows: seeded at warm-up, kept up to date by every run.
 
-A quantile is tracked without keeping a window: after each run the estimate rises by `q` steps when the run was
-slower and falls by `1 - q` steps when it was faster, so that it settles where a share `q` of runs is below (Robbins
-and Monro's stochastic approximation). A step is a fiftieth of the estimate: an outlier of any size moves it by one
-step, and a lasting change of twofold is followed within about seventy runs. A window of the last 256 runs was
-rejected: it costs a sort, and memory, for the same figure.
+The cost is what the router sees: from the moment a worker can begin with a run to the turn that hears of its end. So
+it holds the way there and back and the router's own work, which for a small model are most of it, and predictions stay
+true when it is the router that is short of time.
+
+A quantile is tracked without keeping a window: after each run the estimate rises by `q` steps when the run was slower
+and falls by `1 - q` steps when it was faster, so that it settles where a share `q` of runs is below (Robbins and
+Monro's stochastic approximation). A step is a fiftieth of the estimate: an outlier of any size moves it by one step, and a
+lasting change of twofold is followed within about seventy runs. A window of the last 256 runs was rejected: it costs a
+sort, and memory, for the same figure. Two quantiles are kept: p95 decides at arrival, p90 again at dispatch, where less
+is unknown.
+
+Sizes that do not occur for a while follow those that do (every TREND_RUNS runs): else an estimate from a bad time, by
+which large batches are never formed again, would never be put right.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
-QUANTILE = 0.95
+AT_ARRIVAL = 0.95
+AT_DISPATCH = 0.90
 STEP = 0.02
 FLOOR_NS = 1_000
 SIZES_MAX = 4096
 """Sizes that are kept; clients choose them, so there must be an end to it."""
 UNKNOWN_NS = 1_000_000
 """Before anything was measured; replaced by the first run."""
+WAY_NS = 150_000
+"""To a worker and back, added to what a warm-up measures inside one: 70 to 200 us between idle processes [two cores,
+shared]. The first runs put it right."""
+TREND_RUNS = 64
 
 
 class RunCosts:
-    """Estimated run time in ns for every number of rows up to a model's largest batch."""
+    """Estimated cost in ns for every number of rows."""
 
-    __slots__ = ("_at", "_known")
+    __slots__ = ("_at", "_began", "_known", "_likely", "_runs_left")
 
     def __init__(self) -> None:
         self._at: dict[int, float] = {}
+        self._likely: dict[int, float] = {}
         self._known: list[int] = []
+        self._began: dict[int, float] = {}
+        """By size seen since the last look at the trend: its estimate then."""
+        self._runs_left = TREND_RUNS
 
     def seed(self, costs: Iterable[tuple[int, int]]) -> None:
-        """Take (rows, run_ns) from a worker's warm-up; what runs have taught is kept."""
-        for rows, run_ns in costs:
-            self._at.setdefault(rows, float(max(run_ns, FLOOR_NS)))
-        self._known = sorted(self._at)
+        """Take (rows, cost_ns) as a worker's warm-up has it; what runs have taught is kept."""
+        for rows, cost_ns in costs:
+            if rows not in self._at:
+                self._learn_size(rows, float(max(cost_ns, FLOOR_NS)))
 
-    def observe(self, rows: int, run_ns: int) -> None:
+    def _learn_size(self, rows: int, cost_ns: float) -> None:
+        self._at[rows] = self._likely[rows] = cost_ns
+        insort(self._known, rows)
+
+    def observe(self, rows: int, cost_ns: int) -> None:
         """Learn from a run."""
         at = self._at
         estimate = at.get(rows)
         if estimate is None:
             if len(self._known) < SIZES_MAX:
                 # The first run of a size may be the outlier, so it is believed up to twice what the others say.
-                most = 2 * self.estimate(rows) if self._known else run_ns
-                at[rows] = float(max(min(run_ns, most), FLOOR_NS))
-                insort(self._known, rows)
+                most = 2 * self.estimate(rows) if self._known else cost_ns
+                self._learn_size(rows, float(max(min(cost_ns, most), FLOOR_NS)))
             return
-        if run_ns > estimate:
-            at[rows] = estimate * (1 + STEP * QUANTILE)
+        if rows not in self._began:
+            self._began[rows] = estimate
+        if cost_ns > estimate:
+            at[rows] = estimate * (1 + STEP * AT_ARRIVAL)
         elif estimate > FLOOR_NS:
-            at[rows] = estimate * (1 - STEP * (1 - QUANTILE))
+            at[rows] = estimate * (1 - STEP * (1 - AT_ARRIVAL))
+        likely = self._likely[rows]
+        if cost_ns > likely:
+            self._likely[rows] = likely * (1 + STEP * AT_DISPATCH)
+        elif likely > FLOOR_NS:
+            self._likely[rows] = likely * (1 - STEP * (1 - AT_DISPATCH))
+        self._runs_left -= 1
+        if not self._runs_left:
+            self._follow_trend()
+
+    def _follow_trend(self) -> None:
+        """Move what was not seen lately as what was seen has moved."""
+        self._runs_left = TREND_RUNS
+        began, self._began = self._began, {}
+        if not began or len(began) == len(self._known):
+            return
+        moved = sum(self._at[rows] / before for rows, before in began.items()) / len(began)
+        for rows in self._known:
+            if rows not in began:
+                self._at[rows] = max(self._at[rows] * moved, FLOOR_NS)
+                self._likely[rows] = max(self._likely[rows] * moved, FLOOR_NS)
 
     def doubt(self, rows: int) -> None:
         """A request was refused by this estimate while a worker had nothing to do. What is refused teaches nothing, so
         an estimate from a bad time would refuse for ever; it falls by what a fast run would teach, until one is let
         in. Where the estimate is right, that is about one refusal in twenty, on time that nobody else wanted."""
-        at = self._at
-        estimate = at.get(rows)
-        if estimate is None:
-            estimate = float(self.estimate(rows))
+        if rows not in self._at:
             if not self._known or len(self._known) >= SIZES_MAX:
                 return
-            at[rows] = estimate
-            insort(self._known, rows)
-        if estimate > FLOOR_NS:
-            at[rows] = estimate * (1 - STEP * (1 - QUANTILE))
+            self._learn_size(rows, float(self.estimate(rows)))
+        for at, quantile in ((self._at, AT_ARRIVAL), (self._likely, AT_DISPATCH)):
+            if at[rows] > FLOOR_NS:
+                at[rows] *= 1 - STEP * (1 - quantile)
 
     def estimate(self, rows: int) -> int:
         """The p95 of a run of so many rows; between known sizes by a straight line, beyond them in proportion."""
         known = self._at.get(rows)
-        if known is not None:
-            return int(known)
+        return int(known) if known is not None else self._between(self._at, rows)
+
+    def likely(self, rows: int) -> int:
+        """The p90, by the same rule."""
+        known = self._likely.get(rows)
+        return int(known) if known is not None else self._between(self._likely, rows)
+
+    def rows_within(self, time_ns: int, rows_max: int) -> int:
+        """The most rows, up to `rows_max`, that likely take no longer than `time_ns`; 0 where not even one does."""
+        return bisect_right(range(1, rows_max + 1), time_ns, key=self.likely)
+
+    def _between(self, at: dict[int, float], rows: int) -> int:
         if not self._known:
             return UNKNOWN_NS
         place = bisect_left(self._known, rows)
         if place == len(self._known):
             last = self._known[-1]
-            return int(self._at[last] * max(1, rows) / max(1, last))
+            return int(at[last] * max(1, rows) / max(1, last))
         high = self._known[place]
         if not place:
-            return int(self._at[high])
+            return int(at[high])
         low = self._known[place - 1]
         share = (rows - low) / (high - low)
-        return int(self._at[low] + share * (self._at[high] - self._at[low]))
+        return int(at[low] + share * (at[high] - at[low]))

@@ -1,6 +1,6 @@
 """What a request gets instead of its model's answer: one table a model, failure by behaviour, tried in order.
 
-A failure is what went wrong in the words of the configuration (`[models.NAME.on]`); several reason codes are one failure
+A failure is what went wrong in the words of the configuration (`[models.NAME.on]`); several reasons are one failure
 (whatever refuses a request for want of room is `shed`). A request that came too late, was cancelled, is wrong in itself
 or kills workers gets no second opinion: these reasons have no row.
 """
@@ -67,6 +67,8 @@ def refuse(config: ModelConfig) -> str | None:
                 wrong = "is named twice"
             if wrong is None and step == "reject" and steps is not None and steps[-1] != "reject":
                 wrong = "ends the row, so it must come last"
+            if wrong is None and step == "retry" and steps is not None and steps[0] != "retry":
+                wrong = "is another run of the same, so it must come first"
             if wrong is not None:
                 return f"on.{failure}: {step!r} {wrong}"
     return None

@@ -28,7 +28,7 @@ class State(IntEnum):
 class Session:
     """One attached client."""
 
-    __slots__ = ("busy", "entries", "lost", "number", "slot_bytes", "slot_count")
+    __slots__ = ("busy", "entries", "lost", "number", "slot_bytes", "slot_count", "tokens", "tokens_ns")
 
     def __init__(self, number: int, slot_count: int, slot_bytes: int) -> None:
         self.number = number
@@ -37,6 +37,9 @@ class Session:
         self.busy = bytearray(slot_count)
         self.entries: dict[int, Entry] = {}
         self.lost = False
+        self.tokens = 0.0
+        """Requests that it may still send now, as of `tokens_ns`, where the rate of clients is limited."""
+        self.tokens_ns = 0
 
 
 class Entry:
@@ -46,13 +49,15 @@ class Entry:
         "alone",
         "arrived_ns",
         "cancelled",
-        "deaths",
         "dispatched_ns",
         "due_ns",
+        "killers",
         "model",
         "payload_bytes",
         "request",
+        "retried",
         "run",
+        "sequence",
         "session",
         "shape",
         "state",
@@ -71,7 +76,11 @@ class Entry:
         self.dispatched_ns = 0
         self.state = State.QUEUED
         self.run: RunInHand | None = None
-        self.deaths = 0
+        self.sequence = 0
+        """Its place in the queue among those due at the same time."""
+        self.killers: tuple[int, ...] = ()
+        """The workers that died, or had to be stopped, while they ran it."""
+        self.retried = False
         self.alone = False
         self.cancelled = False
 
@@ -79,11 +88,13 @@ class Entry:
 class Ledger:
     """Sessions and their open entries, with the one door through which each is opened and closed."""
 
-    __slots__ = ("open_count", "sessions")
+    __slots__ = ("open_count", "open_of", "sessions")
 
-    def __init__(self) -> None:
+    def __init__(self, model_count: int) -> None:
         self.sessions: dict[int, Session] = {}
         self.open_count = 0
+        self.open_of = [0] * model_count
+        """Open entries of each model."""
 
     def attach(self, number: int, slot_count: int, slot_bytes: int) -> Session:
         assert number not in self.sessions
@@ -105,6 +116,7 @@ class Ledger:
             session.busy[request.slot : request.slot + request.slot_count] = b"\x01" * request.slot_count
         session.entries[request.id] = entry
         self.open_count += 1
+        self.open_of[request.model] += 1
 
     def close(self, entry: Entry) -> None:
         """Answered, and no worker may write to its slots."""
@@ -118,6 +130,7 @@ class Ledger:
             session.busy[request.slot : request.slot + request.slot_count] = bytes(request.slot_count)
         del session.entries[request.id]
         self.open_count -= 1
+        self.open_of[request.model] -= 1
 
     def forget(self, session: Session) -> None:
         """The session is over and nothing of it is open."""
@@ -141,4 +154,4 @@ class Ledger:
             assert marked == session.busy, "busy slots and open entries disagree"
             assert not (session.lost and any(e.state is State.QUEUED for e in session.entries.values()))
             count += len(session.entries)
-        assert count == self.open_count
+        assert count == self.open_count == sum(self.open_of)

@@ -5,8 +5,8 @@ No socket, clock, random number or environment is used here, so that the promise
 together; its actions come out as one list, with one SendReplies per client.
 
 A request's way: admission (checks, then ledger and queue) → `_dispatch` → RunFinished → reply. Time can end it
-at any point on that way: `_expire` answers what is due, from the queue or over a run that is still going; the latter
-keeps its slots (HELD) until the run's end or the kernel's word that the worker is gone. Nothing else frees a slot.
+at any point on that way: what is due is answered, from the queue or over a run that is still going; the latter keeps
+its slots (HELD) until the run's end or the kernel's word that the worker is gone. Nothing else frees a slot.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from router import events as ev
 from router.admission import Admission
 from router.closing import Closing
 from router.config import RouterConfig
+from router.costs import WAY_NS
 from router.counters import Counters
 from router.ledger import Entry, Ledger, State
 from router.models import ModelState
 from router.outbox import Outbox
 from router.reserve import Reserve
-from router.roster import Roster, RunInHand, Worker, WorkerState
+from router.roster import Roster, Worker, WorkerState
+from router.runs import Runs
 from shm.endings import Ending, Reason
-from shm.worker import RAN, SKIPPED, Member, MemberDone
 
 PREFETCH_NS = 1_000_000
 """A worker gets a second run in hand only while a run takes less: the way to the router and back (0.1 ms) is then
 more than a tenth of it. With longer runs it is better to wait and see which worker is free first."""
-
-_DONE = MemberDone()
 
 
 class RouterMachine:
@@ -40,17 +39,16 @@ class RouterMachine:
     def __init__(self, config: RouterConfig) -> None:
         self.config = config
         self.counters = Counters()
-        self.ledger = Ledger()
+        self.ledger = Ledger(len(config.models))
         self.models = [ModelState(index, model) for index, model in enumerate(config.models)]
         self.roster = Roster(len(self.models))
         self.reserve = Reserve()
         self._outbox = Outbox()
         self._closing = Closing(self.ledger, self.models, self.roster, self.counters, self._outbox)
         self._admission = Admission(
-            self.ledger, self.models, self.roster, self.reserve, self._closing, self.counters, self._outbox
+            config, self.ledger, self.models, self.roster, self.reserve, self._closing, self.counters, self._outbox
         )
-        self._run_number = 0
-        self._runs: dict[int, RunInHand] = {}
+        self._runs = Runs(self.models, self.roster, self.reserve, self._closing, self.counters, self._outbox)
         self._drain_until_ns: int | None = None
         self._refused_by_drain = 0
         self._wake_ns: int | None = None
@@ -72,11 +70,17 @@ class RouterMachine:
 
     def handle(self, events: Sequence[ev.Event], now_ns: int) -> list[ev.Action]:
         """One turn."""
+        due = self._due_ns is not None and now_ns >= self._due_ns
+        if due:
+            # Before anybody comes for whose sake they would be asked to give way.
+            self._expire_queued(now_ns)
         for event in events:
             self._handlers[type(event)](event, now_ns)
-        # What came in this turn is not due yet, or would not have been queued.
-        if self._due_ns is not None and now_ns >= self._due_ns:
-            self._expire(now_ns)
+        if due:
+            # After the events, among which is an answer that came at the last moment. What came in this turn is not
+            # due yet, or would not have been queued.
+            for worker, why in self._runs.expire(now_ns):
+                self._kill(worker, why)
         if self._admission.draining:
             self._finish_drain(now_ns)
         self._dispatch(now_ns)
@@ -94,11 +98,9 @@ class RouterMachine:
                 head = model.queue.due_ns()
                 if head is not None and (due is None or head < due):
                     due = head
-        for run in self._runs.values():
-            if run.due_ns is not None and (due is None or run.due_ns < due):
-                due = run.due_ns
-            if run.kill_ns and (due is None or run.kill_ns < due):
-                due = run.kill_ns
+        run_due = self._runs.due_ns()
+        if run_due is not None and (due is None or run_due < due):
+            due = run_due
         if self._drain_until_ns is not None and (due is None or self._drain_until_ns < due):
             due = self._drain_until_ns
         return due
@@ -127,7 +129,7 @@ class RouterMachine:
                 entry.state = State.HELD
                 runs.append(entry.run)
         for run in runs:
-            self._member_left(run, now_ns)
+            self._runs.member_left(run, now_ns)
         self._closing.close_if_over(session)
 
     def _on_requests_cancelled(self, event: ev.RequestsCancelled, now_ns: int) -> None:
@@ -145,7 +147,7 @@ class RouterMachine:
                 # Its reply waits for the run, since that is what gives the slots back.
                 assert entry.run is not None
                 entry.cancelled = True
-                self._member_left(entry.run, now_ns)
+                self._runs.member_left(entry.run, now_ns)
 
     def _on_requests_arrived(self, event: ev.RequestsArrived, now_ns: int) -> None:
         session = self.ledger.sessions.get(event.session)
@@ -154,8 +156,9 @@ class RouterMachine:
             self.counters.orphaned += len(event.requests)
             return
         take = self._admission.take
+        poison = event.poison
         for request in event.requests:
-            take(session, request, now_ns)
+            take(session, request, now_ns, poison=request.id in poison if poison else False)
 
     # Workers
 
@@ -167,7 +170,7 @@ class RouterMachine:
         model = self.models[worker.model]
         if worker.state is WorkerState.LOADING:
             worker.state = WorkerState.READY
-        model.costs.seed((cost.rows, cost.run_ns) for cost in event.costs)
+        model.costs.seed((cost.rows, cost.run_ns + WAY_NS) for cost in event.costs)
         if model.signature != event.signature:
             model.adopt(event.signature)
             model.ready = False
@@ -210,74 +213,23 @@ class RouterMachine:
         if worker is None:
             return
         self._on_worker_lost(ev.WorkerLost(event.worker), now_ns)
-        # Only the first run had begun: a worker ends one before it begins the next, and its word of that came first.
-        for position, run in enumerate(worker.runs):
-            del self._runs[run.number]
-            for entry in run.entries:
-                self._survive(entry, now_ns, began=position == 0)
-        worker.runs.clear()
-        self.roster.remove(worker)
-
-    def _survive(self, entry: Entry, now_ns: int, *, began: bool) -> None:
-        """The worker that had this entry is gone: nobody writes to its slots, and it may run once more, alone."""
-        if entry.state is State.HELD:
-            self._closing.release(entry)
-            return
-        entry.deaths += began
-        entry.alone = entry.alone or began
-        if entry.cancelled:
-            self._closing.end(entry, Ending.CANCELLED, Reason.CANCELLED, now_ns, run_over=True)
-        elif entry.deaths >= 2:
-            self.counters.poison += 1
-            message = "two workers died while they ran this request; it is not tried again"
-            self._closing.end(entry, Ending.FAILED, Reason.POISON, now_ns, run_over=True, message=message)
-        elif now_ns >= entry.due_ns:
-            self._closing.answer_late(entry, Reason.WORKER_DIED, now_ns, run_over=True)
-        else:
-            entry.state = State.QUEUED
-            entry.run = None
-            self.counters.rerun += began
-            self.models[entry.model].queue.push(entry, now_ns)
+        self._runs.lost_with(worker, now_ns)
+        self.roster.remove(worker, now_ns)
 
     def _on_run_finished(self, event: ev.RunFinished, now_ns: int) -> None:
-        run = self._runs.get(event.run)
+        wrong = self._runs.finished(event, now_ns)
         worker = self.roster.workers.get(event.worker)
-        if run is None or worker is None or not worker.runs or worker.runs[0] is not run:
-            if worker is not None:
-                self._kill(worker, f"it ended run {event.run}, which it does not have")
+        if worker is None:
             return
-        if event.status == RAN and len(event.members) not in (0, len(run.entries)):
-            # Whose outputs are whose cannot be told. Its requests run again once it is gone.
-            self._kill(worker, f"it answered {len(event.members)} of {len(run.entries)} members of run {event.run}")
-            return
-        worker.runs.popleft()
-        del self._runs[event.run]
-        worker.run_count += 1
-        self.counters.count_copies(event.copies)
-        members: Sequence[MemberDone] = event.members or [_DONE] * len(run.entries)
-        if event.status == RAN:
-            self.models[worker.model].costs.observe(run.rows, event.finished_ns - event.started_ns)
-            row = position = 0
-            for entry, member in zip(run.entries, members, strict=True):
-                answered = self._closing.finish(entry, event, member, row, run.rows, now_ns)
-                row += entry.request.rows or 1
-                if member.overflow_bytes:
-                    self.counters.overflows += 1
-                    if answered is not None:
-                        overflow = ev.SendOverflow(answered.number, entry.request.id, position, member.overflow_bytes)
-                        self._outbox.act(overflow)
-                    position += 1
-        else:
-            self.counters.runs_skipped += event.status == SKIPPED
-            for entry in run.entries:
-                self._closing.end_unanswered(entry, now_ns)
-        if worker.state is WorkerState.DRAINING:
+        if wrong is not None:
+            self._kill(worker, wrong)
+        elif worker.state is WorkerState.DRAINING:
             self._stop_if_idle(worker)
 
     # Time
 
-    def _expire(self, now_ns: int) -> None:
-        """Answer everything that is due, kill what was told to stop and did not."""
+    def _expire_queued(self, now_ns: int) -> None:
+        """Answer everything that is due and has not begun."""
         for model in self.models:
             if not model.queue.count:
                 continue
@@ -285,27 +237,6 @@ class RouterMachine:
                 self.reserve.observe(now_ns - entry.due_ns)
                 reason = Reason.TIMEOUT if self.roster.ready_count(model.index) else Reason.NO_WORKER
                 self._closing.answer_late(entry, reason, now_ns)
-        for run in list(self._runs.values()):
-            if run.due_ns is not None and run.due_ns <= now_ns:
-                for entry in run.entries:
-                    if entry.state is State.RUNNING and not entry.cancelled and entry.due_ns <= now_ns:
-                        self.reserve.observe(now_ns - entry.due_ns)
-                        self._closing.answer_late(entry, Reason.TIMEOUT, now_ns)
-                self._member_left(run, now_ns)
-            if run.kill_ns and run.kill_ns <= now_ns:
-                run.kill_ns = 0
-                self.counters.workers_killed += 1
-                self._kill(run.worker, f"run {run.number} did not stop when told to")
-
-    def _member_left(self, run: RunInHand, now_ns: int) -> None:
-        """A member of a run that is still going was answered, cancelled or orphaned."""
-        run.refresh_due()
-        if run.due_ns is None and not run.kill_ns and run.worker.state is not WorkerState.LOST:
-            self.counters.runs_terminated += 1
-            model = self.models[run.worker.model]
-            # One that may take its time and cannot be stopped within a kernel is not hung before that has passed.
-            run.kill_ns = max(now_ns, run.dispatched_ns + model.costs.estimate(run.rows)) + model.hang_ns
-            self._outbox.act(ev.TerminateRun(run.worker.number, run.number))
 
     def instead_ended(self, ending: int) -> None:
         """The service tells how an AnswerInstead came out."""
@@ -333,32 +264,36 @@ class RouterMachine:
                     worker = self.roster.pick(model.index, self.config.prefetch_runs)
                 if worker is None:
                     break
-                batch = queue.take_batch(model.max_batch, model.members_max)
-                if not batch:
+                batch = self._next_batch(model, worker, now_ns)
+                if batch is None:
                     break
-                queue.waiting_since_ns = now_ns
-                self._start(worker, batch, now_ns)
+                if batch:
+                    queue.waiting_since_ns = now_ns
+                    self._runs.start(worker, batch, now_ns)
+                    model.forecast.now_ns = -1
 
-    def _start(self, worker: Worker, batch: list[Entry], now_ns: int) -> None:
-        self._run_number += 1
-        run = RunInHand(self._run_number, worker, batch, now_ns)
-        self._runs[run.number] = run
-        worker.runs.append(run)
-        members = []
-        not_after_ns = 0
-        for entry in batch:
-            session, request = entry.session.number, entry.request
-            assert entry.state is State.QUEUED
-            assert request.deadline_ns > now_ns, "an expired request never starts"
-            entry.state = State.RUNNING
-            entry.run = run
-            entry.dispatched_ns = now_ns
-            if request.deadline_ns > not_after_ns:
-                not_after_ns = request.deadline_ns
-            members.append(Member(session, request.slot, request.slot_count, request.rows, request.tensors))
-        self.counters.runs += 1
-        self.counters.rows += run.rows
-        self._outbox.act(ev.Dispatch(worker.number, run.number, not_after_ns, members))
+    def _next_batch(self, model: ModelState, worker: Worker, now_ns: int) -> list[Entry] | None:
+        """The next batch for this worker, no larger than lets the first of it be in time. Empty when the first cannot
+        be in time at all, and was told so; None when it had better wait for a worker that is free sooner."""
+        queue, costs = model.queue, model.costs
+        begin_ns = max(now_ns, worker.free_ns) if worker.runs else now_ns
+        first = queue.first()
+        rows = first.request.rows or 1
+        left_ns = first.due_ns - begin_ns
+        most = rows if first.alone else max(rows, min(model.max_batch, queue.rows))
+        done_ns = costs.likely(most)
+        if done_ns > left_ns:
+            if costs.likely(rows) > left_ns:
+                if worker.runs:
+                    return None
+                queue.forget(first)
+                costs.doubt(rows)
+                self.counters.dropped += 1
+                self._closing.answer_late(first, Reason.PREDICTED_LATE, now_ns)
+                return []
+            most = max(rows, costs.rows_within(left_ns, most))
+            done_ns = costs.likely(most)
+        return queue.take_batch(most, model.members_max, begin_ns + done_ns)
 
     def _publish(self, model: ModelState) -> None:
         ready = self.roster.ready_count(model.index) > 0
@@ -378,12 +313,12 @@ class RouterMachine:
                 for entry in model.queue.take_all():
                     self._refused_by_drain += 1
                     self._closing.end(entry, Ending.SHED, Reason.DRAINING, now_ns)
-            for run in list(self._runs.values()):
+            for run in list(self._runs.in_hand.values()):
                 for entry in run.entries:
                     if entry.state is State.RUNNING and not entry.cancelled:
                         self._refused_by_drain += 1
                         self._closing.end(entry, Ending.SHED, Reason.DRAINING, now_ns)
-                self._member_left(run, now_ns)
+                self._runs.member_left(run, now_ns)
         elif self.ledger.open_count:
             return
         self._drain_until_ns = None
@@ -394,7 +329,7 @@ class RouterMachine:
         self.ledger.check_invariants()
         for model in self.models:
             model.queue.check_invariants()
-        running = self.roster.check_invariants(self._runs)
+        running = self._runs.check_invariants()
         queued = sum(model.queue.count for model in self.models)
         assert running + queued == self.ledger.open_count, "an open entry is neither queued nor in a run"
         assert self._outbox.is_empty()

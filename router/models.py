@@ -6,6 +6,8 @@ from router.batching import ModelQueue
 from router.config import Behaviour, ModelConfig
 from router.costs import RunCosts
 from router.fallback import FAILURE_OF, table
+from router.forecast import Forecast
+from router.retries import RetryBudget
 from shm.client import Request
 from shm.endings import Reason
 from shm.errors import TensorRefused
@@ -28,6 +30,7 @@ class ModelState:
         "config",
         "costs",
         "deadline_ns",
+        "forecast",
         "hang_ns",
         "has_rules",
         "index",
@@ -41,7 +44,10 @@ class ModelState:
         "queue_bytes_max",
         "ready",
         "retried",
+        "retries",
+        "sample_every",
         "signature",
+        "to_sample",
     )
 
     def __init__(self, index: int, config: ModelConfig) -> None:
@@ -61,10 +67,14 @@ class ModelState:
             if steps:
                 self.instead[reason] = steps
         self.keeps_answers = any("last_good" in steps for steps in rows.values())
+        self.sample_every = config.rules.sample_every if config.rules is not None else 0
+        self.to_sample = self.sample_every
         self.max_batch = 1
         self.members_max = 1
         self.queue = ModelQueue()
         self.costs = RunCosts()
+        self.forecast = Forecast(self.costs)
+        self.retries = RetryBudget()
         self.ready = False
         self.signature: Signature | None = None
         self.input_plan: RowPlan | None = None

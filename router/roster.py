@@ -23,9 +23,16 @@ class WorkerState(IntEnum):
 
 
 class RunInHand:
-    """One run that a worker has. `due_ns`: the earliest answer still owed; `kill_ns`: 0 until it is told to stop."""
+    """One run that a worker has.
 
-    __slots__ = ("dispatched_ns", "due_ns", "entries", "kill_ns", "number", "rows", "worker")
+    due_ns: the earliest answer still owed, None when nobody waits any more. began_ns: since when the worker can be at
+    it, 0 while another is before it. limit_ns: when it is taken for hung, counted from then. kill_ns: when the worker
+    is killed for it, 0 until it was told to stop. hung: it was told so although somebody waits.
+    """
+
+    __slots__ = (
+        "began_ns", "dispatched_ns", "due_ns", "entries", "hung", "kill_ns", "limit_ns", "number", "rows", "worker",
+    )  # fmt: skip
 
     def __init__(self, number: int, worker: Worker, entries: list[Entry], dispatched_ns: int) -> None:
         self.number = number
@@ -33,15 +40,16 @@ class RunInHand:
         self.entries = entries
         self.rows = 0
         self.dispatched_ns = dispatched_ns
+        self.began_ns = self.limit_ns = self.kill_ns = 0
+        self.hung = False
         self.due_ns: int | None = entries[0].due_ns
         for entry in entries:
             self.rows += entry.request.rows or 1
             if entry.due_ns < self.due_ns:
                 self.due_ns = entry.due_ns
-        self.kill_ns = 0
 
     def refresh_due(self) -> None:
-        """After a member was answered: what is owed next, None when nobody waits for this run any more."""
+        """After a member was answered."""
         self.due_ns = min(
             (entry.due_ns for entry in self.entries if entry.state is State.RUNNING and not entry.cancelled),
             default=None,
@@ -49,7 +57,10 @@ class RunInHand:
 
 
 class Worker:
-    __slots__ = ("model", "number", "run_count", "runs", "state", "stopping")
+    """`free_ns`: when it is predicted to have done what it has in hand. `suspect`: it was told to stop a run and has
+    not yet said that it has; it may hang, so it is given nothing."""
+
+    __slots__ = ("free_ns", "model", "number", "run_count", "runs", "state", "stopping", "suspect")
 
     def __init__(self, number: int, model: int) -> None:
         self.number = number
@@ -58,16 +69,19 @@ class Worker:
         self.runs: deque[RunInHand] = deque()
         self.run_count = 0
         self.stopping = False
+        self.free_ns = 0
+        self.suspect = False
 
 
 class Roster:
     """All workers by number, and by model for picking."""
 
-    __slots__ = ("_by_model", "workers")
+    __slots__ = ("_by_model", "_empty_since_ns", "workers")
 
     def __init__(self, model_count: int) -> None:
         self.workers: dict[int, Worker] = {}
         self._by_model: list[list[Worker]] = [[] for _ in range(model_count)]
+        self._empty_since_ns = [0] * model_count
 
     def add(self, number: int, model: int) -> Worker:
         assert number not in self.workers
@@ -76,9 +90,10 @@ class Roster:
         self._by_model[model].append(worker)
         return worker
 
-    def remove(self, worker: Worker) -> None:
+    def remove(self, worker: Worker, now_ns: int) -> None:
         del self.workers[worker.number]
         self._by_model[worker.model].remove(worker)
+        self._empty_since_ns[worker.model] = now_ns
 
     def pick(self, model: int, runs_max: int) -> Worker | None:
         """A ready worker with the fewest runs in hand, fewer than `runs_max`; the first of equals: it is warmest."""
@@ -86,7 +101,7 @@ class Roster:
         fewest = runs_max
         for worker in self._by_model[model]:
             in_hand = len(worker.runs)
-            if in_hand < fewest and worker.state is WorkerState.READY:
+            if in_hand < fewest and worker.state is WorkerState.READY and not worker.suspect:
                 if not in_hand:
                     return worker
                 best, fewest = worker, in_hand
@@ -94,6 +109,10 @@ class Roster:
 
     def ready_count(self, model: int) -> int:
         return sum(worker.state is WorkerState.READY for worker in self._by_model[model])
+
+    def is_workerless(self, model: int, since_ns: int) -> bool:
+        """Whether there has been no worker at all, not even one that loads, since that time."""
+        return not self._by_model[model] and self._empty_since_ns[model] <= since_ns
 
     def of_model(self, model: int) -> list[Worker]:
         return self._by_model[model]

@@ -17,12 +17,26 @@ from tests.sim.scenario import Scenario
 class Asked:
     """One request as the client sees it, and how far it has come."""
 
-    __slots__ = ("answered", "arrived", "cancelled", "deaths", "held", "released", "request", "run")
+    __slots__ = (
+        "answered",
+        "arrived",
+        "cancelled",
+        "deaths",
+        "failures",
+        "held",
+        "known_poison",
+        "released",
+        "request",
+        "run",
+    )
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.arrived = self.answered = self.cancelled = self.held = self.released = False
+        self.known_poison = False
         self.deaths = 0
+        self.failures = 0
+        """Runs that ended well but not for it."""
         self.run: SentRun | None = None
         """The run that the router knows it to be in."""
 
@@ -30,12 +44,15 @@ class Asked:
 class SentRun:
     """One dispatched run. `writing`: its worker may; `waiting`: members that somebody still waits for."""
 
-    __slots__ = ("kill_by_ns", "members", "number", "terminated", "waiting", "worker", "writing")
+    __slots__ = ("hung", "kill_by_ns", "members", "number", "sent_ns", "terminated", "waiting", "worker", "writing")
 
-    def __init__(self, number: int, worker: int, members: list[tuple[int, Asked]]) -> None:
+    def __init__(self, number: int, worker: int, members: list[tuple[int, Asked]], sent_ns: int) -> None:
         self.number = number
         self.worker = worker
         self.members = members
+        self.sent_ns = sent_ns
+        self.hung = False
+        """It was stopped although somebody waits for it."""
         self.writing = True
         self.terminated = False
         self.kill_by_ns = 0
@@ -213,6 +230,11 @@ class Account:
             return
         run = worker.runs.pop(event.run)
         self.finished_now[event.run] = event
+        for position, (_, asked) in enumerate(run.members):
+            if event.status == RAN and event.members:
+                asked.failures += event.members[position].reason != 0
+            elif event.status != RAN and run.hung:
+                asked.deaths += not (asked.answered or asked.cancelled)
         self._over(run)
 
     def _gone(self, number: int) -> None:

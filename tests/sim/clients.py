@@ -103,7 +103,10 @@ class SimClient:
             elif world.chance("gives_up"):
                 patience = max(0, request.deadline_ns - world.now_ns) + world.rng.randint(0, 5 * MS)
                 world.after(patience, self.cancel, request.id, self.session)
-        self.say(ev.RequestsArrived(self.session, requests))
+        poison = frozenset(request.id for request in requests if world.chance("known_poison"))
+        for number in poison:
+            world.truth.sessions[self.session].requests[number].known_poison = True
+        self.say(ev.RequestsArrived(self.session, requests, poison))
 
     def cancel(self, number: int, session: int) -> None:
         """It waits no longer. The slots stay parked until the farm gives them back."""

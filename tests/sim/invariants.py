@@ -8,10 +8,21 @@ from __future__ import annotations
 from heapq import heappop
 
 from router import events as ev
+from router.config import ModelConfig
 from router.reserve import CEILING_NS, FLOOR_NS
 from shm.client import Reply
 from shm.endings import Ending, Reason
 from tests.sim.account import Account, Asked, SeenSession, SentRun, slots_of
+
+
+def instead_of(config: ModelConfig, reason: int) -> tuple[str, ...]:
+    """What is tried for a reason, said again from the configuration and its documented defaults."""
+    shed = {Reason.QUEUE_FULL, Reason.BYTES_FULL, Reason.IN_FLIGHT_FULL, Reason.RATE, Reason.EVICTED, Reason.DRAINING}
+    failure = "shed" if reason in shed else Reason(reason).name.lower().replace("output_too_large", "model_error")
+    told = getattr(config.on, failure)
+    if told is None:
+        told = ["rules"] if config.rules is not None and failure not in ("shed", "model_error") else []
+    return tuple(step for step in told if step not in ("retry", "reject"))
 
 
 class Truth(Account):
@@ -25,12 +36,15 @@ class Truth(Account):
                     assert not self.sessions[session].lost, "a closed session is sent nothing"
                     for reply in replies:
                         self._reply(session, reply, now_ns, on_time)
-                case ev.AnswerInstead(session, model, request, reply):
+                case ev.AnswerInstead(session, model, request, reply, steps):
                     if session not in self.lost_now:
                         assert not self.sessions[session].lost, "a closed session is sent nothing"
-                        assert self.scenario.models[model].config.rules is not None
+                        assert steps == instead_of(self.scenario.models[model].config, reply.reason)
                         assert request.id == reply.id
                         self._reply(session, reply, now_ns, on_time)
+                case ev.Quarantine(session, _, request, workers):
+                    assert len(workers) == 2
+                    assert self.sessions[session].requests[request.id].deaths == 2
         for action in actions:
             match action:
                 case ev.SendRelease(session, ids):
@@ -113,13 +127,26 @@ class Truth(Account):
             case Ending.CANCELLED:
                 assert asked.cancelled
             case Ending.FAILED if reply.reason == Reason.POISON:
-                assert asked.deaths == 2
+                assert asked.deaths == 2 or asked.known_poison
             case Ending.FAILED if reply.reason == Reason.WORKER_DIED:
                 assert asked.deaths <= 1
             case Ending.INVALID:
                 assert reply.reason == Reason.STRING, f"an honest request was called invalid: {reply}"
-            case Ending.SHED if reply.reason == Reason.DRAINING:
+            case Ending.SHED:
+                self._check_shed(asked, reply, now_ns)
+
+    def _check_shed(self, asked: Asked, reply: Reply, now_ns: int) -> None:
+        config = self.scenario.models[asked.request.model].config
+        match reply.reason:
+            case Reason.DRAINING:
                 assert self.draining
+            case Reason.RATE:
+                assert self.scenario.router.client_rate
+            case Reason.IN_FLIGHT_FULL:
+                assert config.in_flight_max
+            case Reason.EVICTED | Reason.PREDICTED_LATE:
+                assert asked.run is None, "who gives way has not begun"
+                assert now_ns < asked.request.deadline_ns, "who gives way is told before its deadline"
 
     def _release(self, session: int, ids: list[int]) -> None:
         seen = self.sessions[session]
@@ -144,7 +171,7 @@ class Truth(Account):
         model = self.scenario.models[worker.model]
         members = []
         rows = 0
-        run = SentRun(action.run, action.worker, [])
+        run = SentRun(action.run, action.worker, [], now_ns)
         for member in action.members:
             seen = self.sessions[member.session]
             assert not seen.lost, "an orphaned request never starts"
@@ -155,9 +182,15 @@ class Truth(Account):
             assert request.tensors is member.tensors
             assert not asked.answered, "an answered request never starts"
             assert not asked.cancelled, "a cancelled request never starts"
+            assert not asked.known_poison, "what is known to kill workers never starts"
             assert request.deadline_ns > now_ns, "an expired request never starts"
             assert asked.deaths < 2, "poison is not run a third time"
-            assert not asked.deaths or len(action.members) == 1, "a second run is alone"
+            assert not (asked.deaths or asked.failures) or len(action.members) == 1, "a second run is alone"
+            assert asked.failures < 2, "what failed is tried again once"
+            assert not asked.failures or "retry" in [
+                *(model.config.on.model_error or ()),
+                *(model.config.on.guard or ()),
+            ]
             assert asked.run is None, "a request is in two runs"
             for slot in slots_of(request):
                 assert slot not in seen.by_slot, "a slot is written by two"
@@ -183,10 +216,13 @@ class Truth(Account):
         worker = self.workers[number]
         run = worker.runs[run_number]
         assert not worker.lost or number in self.workers_lost_now, "a lost worker is sent nothing"
-        assert not run.waiting, "a run is stopped that somebody waits for"
         assert not run.terminated, "a run is told to stop twice"
         run.terminated = True
         model = self.scenario.models[worker.model]
+        if run.waiting:
+            assert now_ns - run.sent_ns >= model.config.hang_ms * 1e6, "a run is stopped that somebody waits for"
+            run.hung = True
+            self.doomed[run_number] = run
         # The router waits for what it predicts, too; no estimate is a hundred times what runs take here.
         rows = sum(asked.request.rows or 1 for _, asked in run.members)
         patience_ns = 100 * (model.base_ns + model.row_ns * rows)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from router.config import ModelConfig, RouterConfig, RuleConfig, RulesConfig
+from router.config import Behaviour, ModelConfig, OnConfig, RouterConfig, RuleConfig, RulesConfig
+from router.fallback import FAILURES, RETRIED
 from shm.layout import Signature, TensorSpec
 
 MS = 1_000_000
@@ -55,6 +56,18 @@ def _float_signature(*dims: int | str, rows: bool) -> Signature:
     return Signature((TensorSpec("x", 1, dims),), (TensorSpec("y", 1, (dims[0],)),), rows)
 
 
+def _draw_on(rng: Random, *, ruled: bool) -> OnConfig:
+    """Any table that the configuration would take."""
+    rows: dict[str, list[Behaviour] | None] = {}
+    for failure in FAILURES:
+        steps: list[Behaviour] = ["last_good", "constant"]
+        steps += ["rules"] if ruled else []
+        rng.shuffle(steps)
+        first: list[Behaviour] = ["retry"] if failure in RETRIED and rng.random() < 0.7 else []
+        rows[failure] = rng.choice((None, [*first, *steps[: rng.randint(0, len(steps))], "reject"]))
+    return OnConfig(**rows)
+
+
 def _models(rng: Random) -> list[Model]:
     kinds = [
         ("rows", _float_signature("N", 4, rows=True), ()),
@@ -72,7 +85,10 @@ def _models(rng: Random) -> list[Model]:
             queue_requests=rng.choice((1, 4, 64, 1024)),
             queue_mib=1,
             hang_ms=rng.choice((5.0, 50.0, 1000.0)),
-            rules=rng.choice((None, _RULES)),
+            rules=_RULES if (ruled := rng.random() < 0.5) else None,
+            constant={"y": 0.0},
+            in_flight_max=rng.choice((0, 0, 0, 8, 100)),
+            on=_draw_on(rng, ruled=ruled),
         )
         base = rng.choice((20_000, 200_000, 1 * MS, 5 * MS))
         models.append(Model(config, signature, base, base // rng.choice((2, 10, 50)), widths))
@@ -91,7 +107,11 @@ def draw(seed: int) -> Scenario:
     severity = rng.choice((0.0, 0.2, 1.0, 3.0))
     return Scenario(
         models=models,
-        router=RouterConfig(models=[model.config for model in models], prefetch_runs=rng.choice((1, 2))),
+        router=RouterConfig(
+            models=[model.config for model in models],
+            prefetch_runs=rng.choice((1, 2)),
+            client_rate=rng.choice((0, 0, 0, 2e9 / interval_ns)),
+        ),
         workers=workers,
         clients=clients,
         slot_count=rng.choice((4, 16, 64)),
@@ -116,6 +136,7 @@ def draw(seed: int) -> Scenario:
             "nonsense": 0.001 * severity,
             "outlier": 0.01,
             "poison": 0.001 * severity,
+            "known_poison": 0.002 * severity,
             "late": 0.005 * severity,
         },
         router_life_ns=rng.choice((0, 0, 400 * interval_ns)) if severity else 0,

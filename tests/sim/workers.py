@@ -154,7 +154,7 @@ class SimWorker:
 
     def draw_member(self) -> MemberDone:
         if self.world.chance("member_fails"):
-            reason = self.world.rng.choice((Reason.MODEL_ERROR, Reason.STRING, Reason.OUTPUT_TOO_LARGE))
+            reason = self.world.rng.choice((Reason.MODEL_ERROR, Reason.GUARD, Reason.STRING, Reason.OUTPUT_TOO_LARGE))
             return MemberDone(reason, message="so it goes")
         if self.world.chance("overflow"):
             return MemberDone(overflow_bytes=100_000)

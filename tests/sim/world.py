@@ -6,7 +6,7 @@ turn. Nothing here is real but the machine; a seed decides everything, so the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import inf
 from random import Random
@@ -113,7 +113,7 @@ class World:
             if client.alive:
                 assert client.pool.free_count == client.pool.slot_count, "a client misses slots"
         endings = (
-            counters.answers_model, counters.answers_rules, counters.shed, counters.expired, counters.invalid,
+            counters.answers_model, counters.answers_rules, counters.answers_last_good, counters.answers_constant, counters.shed, counters.expired, counters.invalid,
             counters.failed, counters.cancelled,
         )  # fmt: skip
         assert counters.requests == self.truth.taken == sum(endings) + counters.orphaned
@@ -206,8 +206,8 @@ class World:
                 self.at(worker.in_ns, self._hand_over, action, number, self.epoch)
             case ev.SendReplies(session, replies):
                 self._tell_client(session, SimClient.hear_replies, replies)
-            case ev.AnswerInstead(session, _, _, reply):
-                self._tell_client(session, SimClient.hear_replies, [self._answer_by_rule(reply)])
+            case ev.AnswerInstead(session, _, _, reply, steps):
+                self._tell_client(session, SimClient.hear_replies, [self._answer_instead(reply, steps)])
             case ev.SendRelease(session, ids):
                 self._tell_client(session, SimClient.hear_release, ids)
             case ev.TerminateRun(number, run):
@@ -231,10 +231,11 @@ class World:
             client.heard_ns = max(client.heard_ns + 1, self.now_ns + self.rng.randint(20_000, 100_000))
             self.at(client.heard_ns, hear, client, session, what)
 
-    def _answer_by_rule(self, reply: Reply) -> Reply:
+    def _answer_instead(self, reply: Reply, steps: Sequence[str]) -> Reply:
         luck = self.rng.random()
         if luck < 0.9:
-            reply = msgspec.structs.replace(reply, ending=Ending.RULES)
+            endings = {"rules": Ending.RULES, "last_good": Ending.LAST_GOOD, "constant": Ending.CONSTANT}
+            reply = msgspec.structs.replace(reply, ending=endings[self.rng.choice(steps)])
         elif luck < 0.95:
             reply = msgspec.structs.replace(reply, reason=Reason.RULE_ERROR)
         else:

@@ -6,6 +6,7 @@ from typing import Any
 
 from router import events as ev
 from router.config import ModelConfig, RouterConfig, RuleConfig, RulesConfig
+from router.costs import WAY_NS
 from router.ledger import Entry, Session
 from router.machine import RouterMachine
 from shm.client import Reply, Request
@@ -61,7 +62,8 @@ class Bench:
 
     def add_worker(self, number: int) -> None:
         self.turn(ev.WorkerBorn(number, 0))
-        costs = [RunCost(rows, self.run_ns) for rows in (1, 32)]
+        # So that the router takes a run to cost `run_ns`, the way included.
+        costs = [RunCost(rows, max(1, self.run_ns - WAY_NS)) for rows in (1, 32)]
         self.turn(ev.WorkerReady(number, self.signature, costs))
 
     def turn(self, *events: ev.Event, after_ms: float = 0.0) -> list[ev.Action]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from router.batching import STALE_MAX, ModelQueue
+from router.batching import SHARE_EVERY, ModelQueue
 from router.ledger import Entry, State
 from tests.unit.router.build import MS, NOW, entry
 
@@ -17,7 +17,9 @@ def queue_of(*entries: Entry) -> ModelQueue:
 
 
 def take(queue: ModelQueue, rows_max: int = 8, members_max: int = 100) -> list[int]:
+    first = queue.first()
     batch = queue.take_batch(rows_max, members_max)
+    assert batch[0] is first
     for taken in batch:
         taken.state = State.RUNNING
     queue.check_invariants()
@@ -82,13 +84,37 @@ def test_one_that_must_run_alone_leads_no_batch():
 
 def test_one_that_must_run_alone_joins_no_batch():
     queue = queue_of(entry(1, in_ms=1), entry(2, alone=True, in_ms=2), entry(3, in_ms=3))
-    assert take(queue) == [1]
+    assert take(queue) == [1, 3]
     assert take(queue) == [2]
-    assert take(queue) == [3]
 
 
-def test_an_empty_queue_gives_no_batch():
-    assert take(queue_of()) == []
+def test_of_those_that_are_passed_over_nobody_loses_its_place():
+    queue = queue_of(*(entry(n, in_ms=n, shape="b" if n in (2, 3) else "a", alone=n == 5) for n in range(1, 8)))
+    assert take(queue) == [1, 4, 6, 7]
+    assert [e.request.id for e in queue.entries()] == [2, 3, 5]
+
+
+def test_nobody_joins_a_run_that_ends_too_late_for_it():
+    queue = queue_of(entry(1, in_ms=50, priority=7), entry(2, in_ms=10), entry(3, in_ms=30))
+    assert [e.request.id for e in queue.take_batch(8, 100, NOW + 20 * MS)] == [1, 3]
+
+
+def test_one_batch_in_so_many_is_led_by_a_lower_priority():
+    """The bound on starvation."""
+    queue = queue_of(entry(1, in_ms=90, priority=2), entry(2, in_ms=80))
+    for number in range(3, 3 + 3 * SHARE_EVERY):
+        queue.push(entry(number, in_ms=1, priority=7), NOW)
+    led = [take(queue, 1) for _ in range(2 * SHARE_EVERY)]
+    assert [led.index([2]), led.index([1])] == [SHARE_EVERY - 1, 2 * SHARE_EVERY - 1]
+
+
+def test_the_share_is_counted_only_while_a_lower_priority_waits():
+    queue = queue_of(*(entry(number, priority=7) for number in range(100)))
+    for _ in range(50):
+        take(queue, 1)
+    queue.push(entry(200), NOW)
+    assert [200] not in [take(queue, 1) for _ in range(SHARE_EVERY - 1)]
+    assert take(queue, 1) == [200]
 
 
 def test_what_is_due_is_taken_from_every_priority_and_shape():
@@ -129,8 +155,7 @@ def test_asking_and_cancelling_does_not_fill_the_memory():
         queue.push(cancelled, NOW)
         queue.forget(cancelled)
         cancelled.state = State.CLOSED
-    assert sum(map(len, queue._heaps.values())) <= STALE_MAX + 3
-    assert len(queue._heaps) <= STALE_MAX + 3
+    assert sum(map(len, queue._lines)) == 1
     queue.check_invariants()
     assert take(queue) == [0]
 
@@ -170,3 +195,21 @@ def test_what_is_due_is_not_hidden_behind_an_earlier_deadline_with_less_reserve(
     queue = queue_of(early, late)
     assert queue.due_ns() == late.due_ns
     assert queue.take_due(late.due_ns) == [late]
+
+
+def test_places_are_counted_by_client():
+    queue = queue_of(entry(1), entry(2))
+    assert queue.by_client == {1: 2}
+    take(queue)
+    assert queue.by_client == {}
+
+
+def test_rows_before_a_newcomer_are_those_of_higher_priorities_and_of_earlier_or_equal_deadlines():
+    queue = queue_of(entry(1, in_ms=10, rows=3), entry(2, in_ms=20), entry(3, in_ms=30), entry(4, priority=5, rows=7))
+    due_ns = next(e.due_ns for e in queue.entries() if e.request.id == 2)
+    assert queue.before(0, due_ns) == (7, 4, 2)
+    assert queue.before(0, due_ns - 1) == (7, 3, 1)
+    assert queue.before(0, due_ns + 10**9) == (7, 5, 3)
+    assert queue.before(5, due_ns) == (0, 0, 0)
+    assert queue.before(7, due_ns) == (0, 0, 0)
+    assert list(queue.rows_up_to(0)) == [3, 4, 5]

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from router.costs import FLOOR_NS, QUANTILE, UNKNOWN_NS, RunCosts
+from router.costs import AT_ARRIVAL, AT_DISPATCH, FLOOR_NS, UNKNOWN_NS, RunCosts
 
 # Recorded on two shared cores: a 64-128-64-1 MLP of one row, run_ns of forty runs in a row, one of them descheduled.
 RECORDED = (
@@ -34,7 +34,7 @@ def test_the_estimate_settles_where_the_quantile_says(seed, start_ns):
     for run_ns in draw[4_000:]:
         below += run_ns <= costs.estimate(1)
         costs.observe(1, run_ns)
-    assert below / 4_000 == pytest.approx(QUANTILE, abs=0.02)
+    assert below / 4_000 == pytest.approx(AT_ARRIVAL, abs=0.02)
 
 
 def test_a_recorded_series_is_estimated_near_its_slow_runs():
@@ -137,3 +137,33 @@ def test_where_the_estimate_is_right_one_refusal_in_twenty_is_let_in():
             let_in += 1
             costs.observe(1, 100_000)
     assert 0.03 < let_in / 4_000 < 0.07
+
+
+def test_the_quantile_that_decides_at_dispatch_is_the_lower_one():
+    rng = Random(1)
+    draw = [int(100_000 * rng.lognormvariate(0, 0.3)) for _ in range(8_000)]
+    costs = learned(*draw[:4_000], seed_ns=100_000)
+    below = 0
+    for cost_ns in draw[4_000:]:
+        assert costs.likely(1) < costs.estimate(1)
+        below += cost_ns <= costs.likely(1)
+        costs.observe(1, cost_ns)
+    assert below / 4_000 == pytest.approx(AT_DISPATCH, abs=0.02)
+
+
+def test_the_most_rows_that_fit_a_time_are_found():
+    costs = RunCosts()
+    costs.seed([(1, 10_000), (11, 110_000)])
+    assert [costs.rows_within(ns, 32) for ns in (9_999, 10_000, 55_000, 10**9)] == [0, 1, 5, 32]
+
+
+def test_sizes_that_do_not_occur_follow_those_that_do():
+    """In a bad time all sizes were slow; then only small ones ran. Large ones must not be feared for ever."""
+    costs = RunCosts()
+    costs.seed([(1, 100_000), (2, 110_000), (32, 400_000)])
+    for _ in range(4_000):
+        costs.observe(1, 50_000)
+        costs.observe(2, 55_000)
+    assert costs.estimate(1) < 53_000
+    assert costs.estimate(32) == pytest.approx(200_000, rel=0.1)
+    assert costs.likely(32) == pytest.approx(200_000, rel=0.1)

@@ -21,7 +21,7 @@ def opened(ledger: Ledger, number: int, slot: int, count: int = 1) -> Entry:
 
 @pytest.fixture
 def ledger() -> Ledger:
-    made = Ledger()
+    made = Ledger(1)
     made.attach(1, 8, 256)
     return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router import events as ev
+from router.costs import WAY_NS
 from router.roster import WorkerState
 from shm.endings import Ending, Reason
 from shm.worker import Copies, MemberDone, RunCost
@@ -31,7 +32,7 @@ def test_the_first_ready_worker_makes_its_model_known():
     bench = Bench(workers=0)
     assert bench.turn(ev.WorkerBorn(1, 0)) == []
     assert bench.turn(ev.WorkerReady(1, ROWS, [RunCost(1, 5_000)])) == [ev.PublishModel(0)]
-    assert bench.machine.models[0].costs.estimate(1) == 5_000
+    assert bench.machine.models[0].costs.estimate(1) == 5_000 + WAY_NS
 
 
 def test_another_worker_of_a_ready_model_is_no_news():
