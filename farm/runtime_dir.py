@@ -3,6 +3,7 @@
     DIR/                    0700, or 0750 with the service group
     DIR/control/            0700   lock, control.sock
     DIR/service/            0700, or 2750 with the service group: sockets in it belong to the group
+    DIR/quarantine/         0700   inputs that killed workers, made by the router with the first; stays until removed
 
 The lock is a flock on DIR/control/lock: the kernel drops it with the process, however that ended, so there is no stale
 lock to judge. The file's content only tells people who holds it.
@@ -62,12 +63,14 @@ class RuntimeDir:
         self._made = made
 
     def release(self, *, remove: bool = False) -> None:
-        """Remove sockets, lock and the directories that are empty then; `remove`: also one that was there before."""
+        """Remove sockets, lock and the directories that are empty then; `remove`: also one that was there before. A
+        quarantine with something in it stays, and so does the directory around it."""
         service = os.path.join(self.path, paths.SERVICE_DIR)
         control = os.path.join(self.path, paths.CONTROL_DIR)
         _unlink_sockets(service)
         _unlink_sockets(control)
         _rmdir(service)
+        _rmdir(paths.quarantine_path(self.path))
         # Unlinked while it is still held: who waits for it sees another file at the path, or none, and tries again.
         _unlink(paths.lock_path(self.path))
         _rmdir(control)
@@ -165,7 +168,7 @@ def _make(path: str, gid: int | None) -> bool:
     return made
 
 
-OURS = frozenset({paths.SERVICE_DIR, paths.CONTROL_DIR})
+OURS = frozenset({paths.SERVICE_DIR, paths.CONTROL_DIR, paths.QUARANTINE_DIR})
 """What a farm keeps in its directory."""
 
 

@@ -27,12 +27,19 @@ class Counters(Struct):
     held: Annotated[int, Meta(description="answered while their run still held the slots")] = 0
     released: Annotated[int, Meta(description="slots given back after that")] = 0
     rerun: Annotated[int, Meta(description="run once more because a worker died")] = 0
+    rerun_refused: Annotated[int, Meta(description="not run once more because the budget for that was spent")] = 0
     poison: Annotated[int, Meta(description="refused because two workers died with them")] = 0
+    evicted: Annotated[int, Meta(description="queued and then shed for a request with more right to the time")] = 0
+    dropped: Annotated[int, Meta(description="queued and not started because the run would have been late")] = 0
+    quarantined: Annotated[int, Meta(description="inputs kept that two workers died of")] = 0
+    quarantine_failed: Annotated[int, Meta(description="such inputs that could not be kept")] = 0
     rules_compared: Annotated[int, Meta(description="answers of the model that were put to the rules too")] = 0
     rules_agreed: Annotated[int, Meta(description="those where the rules said the same")] = 0
     runs: Annotated[int, Meta(description="runs dispatched to workers")] = 0
     runs_skipped: Annotated[int, Meta(description="runs that a worker did not start because it was too late")] = 0
     runs_terminated: Annotated[int, Meta(description="runs told to stop because nobody waited for them any more")] = 0
+    runs_hung: Annotated[int, Meta(description="runs told to stop because they took far longer than predicted")] = 0
+    worker_us_saved: Annotated[int, Meta(description="worker time that stopped runs would still have taken, us")] = 0
     rows: Annotated[int, Meta(description="rows dispatched to workers")] = 0
     frames_in: Annotated[int, Meta(description="frames that clients sent")] = 0
     frames_rejected: Annotated[int, Meta(description="frames that could not be taken as a whole")] = 0

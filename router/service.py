@@ -30,6 +30,7 @@ from router.config import RouterConfig
 from router.crew import Crew
 from router.door import Client, Door
 from router.gate import Gate
+from router.killers import Killers
 from router.lanes.direct import DirectLane
 from router.lanes.zeromq import ZeroMqLane
 from router.leash import FromSupervisor, Leash
@@ -80,6 +81,14 @@ class RouterService:
         self._machine = RouterMachine(config)
         self._counters = self._machine.counters
         self._answering = Answering(config.models, self._owner_of, self._counters, time.monotonic_ns)
+        self._killers = Killers(
+            config,
+            paths.quarantine_path(told.runtime_dir),
+            self._machine.models,
+            self._client_and_arena,
+            self._counters,
+            loop.call_soon,
+        )
         self._timer = Timer()
         self._arenas: dict[int, tuple[Client, Arena]] = {}
         self._turns = 0
@@ -145,6 +154,9 @@ class RouterService:
         known = self._arenas.get(session)
         return known[1] if known else None
 
+    def _client_and_arena(self, session: int) -> tuple[Client, Arena] | None:
+        return self._arenas.get(session)
+
     def _owner_of(self, session: int) -> Owner | None:
         known = self._arenas.get(session)
         return Owner(known[0].uid, known[1]) if known else None
@@ -191,6 +203,7 @@ class RouterService:
             ev.AnswerInstead: self._answer_instead,
             ev.KeepAnswer: self._answering.keep,
             ev.CompareRules: self._answering.compare,
+            ev.Quarantine: self._killers.keep,
             ev.SendRelease: post.release,
             ev.SendRejected: lambda action: post.reject(action.session, action.reason, action.message),
             ev.SendOverflow: self._send_overflow,
@@ -264,6 +277,8 @@ class RouterService:
         """Gather one frame of a client."""
         event = self._post.read(session, frame)
         if event is not None:
+            if self._killers.known and type(event) is ev.RequestsArrived:
+                event = self._killers.marked(event, self._turns)
             self._events.append(event)
             self._gathered += len(event.requests) if isinstance(event, ev.RequestsArrived) else len(event.ids)
 

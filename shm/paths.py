@@ -8,6 +8,7 @@ import tempfile
 RUNTIME_DIR_VARIABLE = "FARM_RUNTIME_DIR"
 SERVICE_DIR = "service"
 CONTROL_DIR = "control"
+QUARANTINE_DIR = "quarantine"
 
 
 def runtime_dir_candidates() -> list[str]:
@@ -33,6 +34,11 @@ def attach_path(runtime_dir: str) -> str:
 def lane_path(runtime_dir: str, epoch: int) -> str:
     """The ZeroMQ socket of one life of the router: a new path each, so that an old peer never reaches a new router."""
     return os.path.join(runtime_dir, SERVICE_DIR, f"requests-{epoch}.sock")
+
+
+def quarantine_path(runtime_dir: str) -> str:
+    """The folder for inputs that killed workers. It is there once there are any, and stays when the farm ends."""
+    return os.path.join(runtime_dir, QUARANTINE_DIR)
 
 
 def control_path(runtime_dir: str) -> str:

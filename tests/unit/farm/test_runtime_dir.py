@@ -49,6 +49,21 @@ def test_one_that_was_there_before_stays_unless_it_is_temporary(tmp_path):
     assert not tmp_path.exists()
 
 
+def test_a_quarantine_outlives_its_farm_and_is_no_trouble_to_the_next_one(tmp_path):
+    path = tmp_path / "run"
+    held = runtime_dir.claim(str(path), serves="a")
+    (path / paths.QUARANTINE_DIR).mkdir()
+    held.release()
+    assert not path.exists(), "an empty one goes"
+    held = runtime_dir.claim(str(path), serves="a")
+    case = path / paths.QUARANTINE_DIR / "case"
+    case.mkdir(parents=True)
+    held.release()
+    assert [each.name for each in path.iterdir()] == [paths.QUARANTINE_DIR]
+    runtime_dir.claim(str(path), serves="a").release()
+    assert case.exists()
+
+
 def test_a_living_farm_is_refused_by_name_and_pid(tmp_path):
     held = runtime_dir.claim(str(tmp_path), serves="fraud v1")
     try:
