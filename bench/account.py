@@ -1,7 +1,7 @@
 """What processes cost over a while: CPU time, memory, context switches, page faults, as the kernel counts them.
 
-CPU comes from each thread's schedstat in nanoseconds; the usual clock ticks are 10 ms long. Threads that end within the
-while take their share with them; the farm's processes start theirs before they are ready.
+CPU comes from the process's own CPU clock, in nanoseconds and with the threads that have ended; the usual clock ticks
+are 10 ms long. Context switches are those of the threads that live.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from bench.target import ProcessCost
 
-MIB = 2**20
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Count(Struct, frozen=True):
@@ -29,16 +30,19 @@ class Count(Struct, frozen=True):
     major_faults: int
 
 
+SCHEDULED = 2
+"""Of the clocks that a process has, the one that the scheduler keeps; see clock_getcpuclockid(3)."""
+
 ZERO = Count(0, 0, 0, 0, 0)
 
 
 def count_of(pid: int) -> Count | None:
     """None when it is gone."""
     try:
-        cpu_ns = voluntary = involuntary = 0
+        cpu_ns = time.clock_gettime_ns(~pid << 3 | SCHEDULED)
+        voluntary = involuntary = 0
         for task in os.listdir(f"/proc/{pid}/task"):
             try:
-                cpu_ns += int(_read(f"/proc/{pid}/task/{task}/schedstat").split()[0])
                 for line in _read(f"/proc/{pid}/task/{task}/status").splitlines():
                     if line.startswith("voluntary_ctxt_switches"):
                         voluntary += int(line.split()[1])
@@ -64,17 +68,28 @@ def pss_mib(pid: int) -> float | None:
     return None
 
 
-def steal_ticks() -> tuple[int, int]:
-    """Ticks that the hypervisor gave to others, and all ticks, so far."""
-    fields = [int(field) for field in _read("/proc/stat").splitlines()[0].split()[1:9]]
-    return fields[7], sum(fields)
+class Host(Struct, frozen=True):
+    """All CPUs so far, in clock ticks: given to others by the hypervisor, busy, and in all."""
+
+    stolen: int
+    busy: int
+    all: int
+
+    @classmethod
+    def now(cls) -> Host:
+        user, nice, system, idle, waiting, irq, softirq, stolen = (
+            int(field) for field in _read("/proc/stat").splitlines()[0].split()[1:9]
+        )
+        busy = user + nice + system + irq + softirq
+        return cls(stolen, busy, busy + idle + waiting + stolen)
 
 
 class Account:
     """The costs of some processes between `begin` and `end`: a Watcher that a target's `drive` calls.
 
     pids: asked at both moments; a process that is there only at the end counts from zero. at_begin: called in the
-    account's own thread at the moment when the measured part begins; it gets that moment.
+    account's own thread at the moment when the measured part begins; it gets that moment. Of the whole host, afterwards
+    known: steal_percent; busy_s and host_s, seconds of all its CPUs that were busy and that there were.
     """
 
     def __init__(self, pids: Callable[[], dict[int, str]], at_begin: Callable[[int], None] | None = None) -> None:
@@ -84,13 +99,13 @@ class Account:
         self._cancelled = threading.Event()
         self._before: dict[int, Count] = {}
         self._roles: dict[int, str] = {}
-        self._steal = (0, 0)
-        self.begin_ns: int | None = None
+        self._host = Host.now()
         self.steal_percent: float | None = None
+        self.busy_s = 0.0
+        self.host_s = 0.0
         self.processes: list[ProcessCost] = []
 
     def begin(self, at_ns: int) -> None:
-        self.begin_ns = at_ns
         self._roles = self._pids()
         self._thread = threading.Thread(target=self._wait_and_count, args=(at_ns,))
         self._thread.start()
@@ -98,16 +113,17 @@ class Account:
     def _wait_and_count(self, at_ns: int) -> None:
         if self._cancelled.wait(max(0.0, (at_ns - time.monotonic_ns()) / 1e9)):
             return
-        self._steal = steal_ticks()
+        self._host = Host.now()
         self._before = {pid: count for pid in self._roles if (count := count_of(pid)) is not None}
         if self._at_begin is not None:
             self._at_begin(at_ns)
 
     def end(self) -> None:
         self.cancel()
-        stolen, ticks = steal_ticks()
-        ticks -= self._steal[1]
-        self.steal_percent = round(100 * (stolen - self._steal[0]) / ticks, 2) if ticks > 0 else None
+        host, before = Host.now(), self._host
+        ticks = max(1, host.all - before.all)
+        self.steal_percent = round(100 * (host.stolen - before.stolen) / ticks, 2)
+        self.busy_s, self.host_s = (host.busy - before.busy) / TICKS, ticks / TICKS
         self._roles |= self._pids()
         self.processes = []
         for pid, role in self._roles.items():
@@ -130,8 +146,6 @@ def per_request(processes: list[ProcessCost], requests: int) -> list[ProcessCost
 
 
 def _with_share(process: ProcessCost, requests: int) -> ProcessCost:
-    import msgspec
-
     return msgspec.structs.replace(process, cpu_us_per_request=round(process.cpu_s / requests * 1e6, 3))
 
 
@@ -142,8 +156,8 @@ def _cost(pid: int, role: str, before: Count, now: Count) -> ProcessCost:
         cpu_us_per_request=0.0,
         cpu_s=round((now.cpu_ns - before.cpu_ns) / 1e9, 6),
         pss_mib=pss_mib(pid),
-        voluntary_switches=now.voluntary - before.voluntary,
-        involuntary_switches=now.involuntary - before.involuntary,
+        voluntary_switches=max(0, now.voluntary - before.voluntary),
+        involuntary_switches=max(0, now.involuntary - before.involuntary),
         minor_faults=now.minor_faults - before.minor_faults,
         major_faults=now.major_faults - before.major_faults,
     )

@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from bench.result import Figure, Place, Result, places_of, summary_of, valid
+from bench.result import OTHERS_PERCENT, Figure, Place, Result, places_of, summary_of, valid
 from bench.target import Measured
 
 Runs = dict[Place, list[Measured]]
@@ -120,6 +120,9 @@ def _median(group: list[Measured], name: str, form: str) -> str:
 def _remark(group: list[Measured]) -> str:
     void = len(group) - len(valid(group))
     parts = [f"  VOID, {void} of {len(group)} repeats: {next(r.void for r in group if r.void)}"] if void else []
+    disturbed = [run.others_percent for run in group if (run.others_percent or 0.0) > OTHERS_PERCENT]
+    if disturbed:
+        parts.append(f"  disturbed: others used {max(each or 0.0 for each in disturbed):.0f} % of the CPUs")
     if group[0].marks:
         parts.append(
             f"  below 90 % for {group[0].notes.get('below_90_percent_s', 0):g} s after: {group[0].marks[0].what}"

@@ -14,6 +14,9 @@ from farm.errors import ConfigError
 
 FORMAT = 1
 
+OTHERS_PERCENT = 10.0
+"""Of the host's CPUs: a host that does so much beside a run disturbs it."""
+
 
 class Result(Struct, kw_only=True):
     """What was measured, where and by which command. `left_out`: what was not, and why."""

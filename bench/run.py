@@ -20,7 +20,7 @@ from bench import host, scenario, targets
 from bench.account import Account, per_request
 from bench.faults import Fault, recovery_of
 from bench.progress import Progress
-from bench.result import Result
+from bench.result import OTHERS_PERCENT, Result
 from bench.scenario import Scenario, Step
 from bench.target import Load, Measured, Stream, Target, TargetFailed
 
@@ -174,6 +174,10 @@ class Run:
         sizes = [process.pss_mib for process in run.processes if process.pss_mib is not None]
         run.pss_mib = round(sum(sizes), 2) if sizes else None
         run.steal_percent = account.steal_percent
+        if account.host_s:
+            ours_s = sum(process.cpu_s for process in run.processes)
+            ours_s += (run.generator_cpu_us_per_request or 0.0) * run.asked / 1e6
+            run.others_percent = round(max(0.0, 100 * (account.busy_s - ours_s) / account.host_s), 1)
         if fault is not None:
             run.marks = fault.marks
             run.notes |= recovery_of(run.timeline, run.marks)
@@ -274,6 +278,8 @@ def line_of(run: Measured) -> str:
         parts.append(f"CPU {run.cpu_us_per_request:.1f} us")
     if run.marks:
         parts.append(f"{run.marks[0].what} at {run.marks[0].at_s:g} s")
+    if run.others_percent is not None and run.others_percent > OTHERS_PERCENT:
+        parts.append(f"disturbed: others used {run.others_percent:.0f} % of the CPUs")
     if run.void is not None:
         parts.append(f"VOID: {run.void}")
     return ", ".join(parts)

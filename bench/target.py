@@ -161,7 +161,7 @@ class Measured(Struct, kw_only=True):
     latency: from the due moment; uncorrected: from the send; equal in a closed loop. outcomes: `model`, or
     `source/reason` of another answer, or `ErrorName/reason`, to how often. lateness: of the sends, open loop only.
     stages: stage to its mean in microseconds. void: why the figures count for nothing, or None. The harness fills in
-    what stands after `void`.
+    what stands after `void`; others_percent: of the host's CPUs, what neither target nor generators used.
     """
 
     target: str
@@ -192,6 +192,7 @@ class Measured(Struct, kw_only=True):
     pss_mib: float | None = None
     start_s: float | None = None
     steal_percent: float | None = None
+    others_percent: float | None = None
     marks: list[Mark] = []
 
 
