@@ -123,15 +123,23 @@ class Admission:
             closing.end(entry, Ending.SHED, Reason.DRAINING, now_ns)
         elif self._rate and not self._within_rate(entry.session, now_ns):
             closing.end(entry, Ending.SHED, Reason.RATE, now_ns)
-        elif model.signature is None or self._roster.is_workerless(model.index, now_ns - WORKERLESS_NS):
+        elif not model.ready and self._is_out_of_order(model, now_ns):
             closing.end(entry, Ending.SHED, Reason.NO_WORKER, now_ns)
-        elif (full := self._full(entry, model, now_ns)) is not None:
+        elif (
+            queue.count >= model.queue_requests
+            or queue.payload_bytes + entry.payload_bytes > model.queue_bytes_max
+            or self._ledger.open_of[model.index] > model.in_flight_max
+        ) and (full := self._full(entry, model, now_ns)) is not None:
             closing.end(entry, Ending.SHED, full, now_ns)
-        elif not self._has_time(entry, model, now_ns):
+        elif self._is_calm(entry, model, now_ns) or self._has_time(entry, model, now_ns):
+            queue.push(entry, now_ns)
+        else:
             self._doubt(entry, model, now_ns)
             closing.end(entry, Ending.SHED, Reason.PREDICTED_LATE, now_ns)
-        else:
-            queue.push(entry, now_ns)
+
+    def _is_out_of_order(self, model: ModelState, now_ns: int) -> bool:
+        """Whether nobody has loaded it yet, or every worker has been gone for a while."""
+        return model.signature is None or self._roster.is_workerless(model.index, now_ns - WORKERLESS_NS)
 
     def _within_rate(self, session: Session, now_ns: int) -> bool:
         most = max(1.0, self._rate * RATE_BURST_S)
@@ -154,12 +162,12 @@ class Admission:
         return self._limit(entry, model)
 
     def _limit(self, entry: Entry, model: ModelState) -> Reason | None:
-        queue, config = model.queue, model.config
-        if queue.count >= config.queue_requests:
+        queue = model.queue
+        if queue.count >= model.queue_requests:
             return Reason.QUEUE_FULL
         if queue.payload_bytes + entry.payload_bytes > model.queue_bytes_max:
             return Reason.BYTES_FULL
-        if config.in_flight_max and self._ledger.open_of[model.index] > config.in_flight_max:
+        if self._ledger.open_of[model.index] > model.in_flight_max:
             return Reason.IN_FLIGHT_FULL
         return None
 
@@ -181,6 +189,18 @@ class Admission:
             self._closing.end(entry, Ending.SHED, Reason.EVICTED, now_ns)
 
     # Time
+
+    def _is_calm(self, entry: Entry, model: ModelState, now_ns: int) -> bool:
+        """Whether all that waits is done before anybody is due even if one worker has to do it all, after all that any
+        has in hand. The usual case, and its check must be cheap; where it fails, nothing is said yet."""
+        queue = model.queue
+        due_ns = entry.due_ns if entry.due_ns < queue.not_before_ns else queue.not_before_ns
+        begin_ns = model.busy_until_ns if model.busy_until_ns > now_ns else now_ns
+        rows = queue.rows + (entry.request.rows or 1)
+        if rows == 1:
+            return begin_ns + model.costs.estimate(1) <= due_ns and not model.suspects
+        batches = (rows - 1) // model.max_batch + 1
+        return begin_ns + batches * model.costs.estimate(model.max_batch) <= due_ns and not model.suspects
 
     def _has_time(self, entry: Entry, model: ModelState, now_ns: int) -> bool:
         """Whether it and everyone it would overtake are done in time; who must give way for that is evicted."""

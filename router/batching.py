@@ -23,6 +23,7 @@ Place = tuple[int, int, Entry]
 
 SHARE_EVERY = 16
 """A sixteenth of the workers' time: enough that the lowest priority is never still, and a price of 6 % at most."""
+FAR_NS = 2**63
 LOOK_MAX = 256
 """Places looked at for company in one line; of another shape, or to run alone, they may be many."""
 
@@ -31,8 +32,8 @@ class ModelQueue:
     """Queued requests of one model, counted in requests, rows and bytes, and by client."""
 
     __slots__ = (
-        "_batches_to_share", "_lines", "_many_rows", "_rows", "_sequence", "by_client", "count", "payload_bytes",
-        "priorities", "rows", "waiting_since_ns",
+        "_batches_to_share", "_lines", "_many_rows", "_rows", "_sequence", "by_client", "count", "not_before_ns",
+        "payload_bytes", "priorities", "rows", "waiting_since_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -50,6 +51,8 @@ class ModelQueue:
         self.rows = 0
         self.payload_bytes = 0
         self.waiting_since_ns = 0
+        self.not_before_ns = FAR_NS
+        """Nobody is due before; exact after `due_ns`, else maybe too early."""
 
     def push(self, entry: Entry, now_ns: int) -> None:
         request = entry.request
@@ -73,6 +76,8 @@ class ModelQueue:
         self._rows[priority] += rows
         self._many_rows += rows != 1
         self.payload_bytes += entry.payload_bytes
+        if entry.due_ns < self.not_before_ns:
+            self.not_before_ns = entry.due_ns
         number = entry.session.number
         self.by_client[number] = self.by_client.get(number, 0) + 1
 
@@ -111,10 +116,16 @@ class ModelQueue:
 
     def due_ns(self) -> int | None:
         """When the first queued request must be answered, None when nothing is queued."""
-        lines = self._lines
-        if len(self.priorities) == 1:
-            return lines[self.priorities[0]][0][0]
-        return min((lines[priority][0][0] for priority in self.priorities), default=None)
+        lines, priorities = self._lines, self.priorities
+        if not priorities:
+            self.not_before_ns = FAR_NS
+            return None
+        due_ns = lines[priorities[0]][0][0]
+        for priority in priorities:
+            if lines[priority][0][0] < due_ns:
+                due_ns = lines[priority][0][0]
+        self.not_before_ns = due_ns
+        return due_ns
 
     def take_due(self, now_ns: int) -> list[Entry]:
         """Take every entry out whose answer is due."""
@@ -171,7 +182,8 @@ class ModelQueue:
 
     def first(self) -> Entry:
         """Who leads the next batch."""
-        return self._lines[self._leading()][0][2]
+        priorities = self.priorities
+        return self._lines[priorities[0] if len(priorities) == 1 else self._leading()][0][2]
 
     def _leading(self) -> int:
         priorities = self.priorities
@@ -185,21 +197,29 @@ class ModelQueue:
         A request that must run alone, or has `rows_max` rows or more by itself, is its own batch. done_ns: when a run
         of `rows_max` rows will be done; nobody joins it who is due before.
         """
+        if self.count == 1:
+            only = self._lines[self.priorities.pop()].pop()[2]
+            self._uncount(only)
+            self.not_before_ns = FAR_NS
+            return [only]
         leading = self._leading()
         if len(self.priorities) > 1:
             # Counted while more than one priority waits; a batch that goes by turn begins the count anew.
             self._batches_to_share = SHARE_EVERY if leading != self.priorities[0] else self._batches_to_share - 1
         line = self._lines[leading]
-        first = line[0][2]
+        first = line.pop(0)[2]
         batch = [first]
-        del line[0]
         rows_left = rows_max - (first.request.rows or 1)
         if members_max > 1 and rows_left > 0 and self.count > 1 and not first.alone:
             for priority in (leading, *(p for p in self.priorities if p != leading)):
                 rows_left = self._fill(batch, self._lines[priority], rows_left, members_max, done_ns)
         for entry in batch:
             self._uncount(entry)
-        self._drop_empty()
+        if self.count:
+            self._drop_empty()
+        else:
+            self.priorities = []
+            self.not_before_ns = FAR_NS
         return batch
 
     def _fill(self, batch: list[Entry], line: list[Place], rows_left: int, members_max: int, done_ns: int) -> int:

@@ -15,6 +15,7 @@ from shm.layout import RowPlan, Signature, check_described
 from shm.limits import FRAME_BYTES_MAX, MEMBERS_MAX
 
 _ROW_SIZES_KEPT = 1024
+NO_LIMIT = 2**63
 
 # What msgpack takes at most for a member of a run, a tensor that it describes, and a dimension of that.
 MEMBER_BYTES = 64
@@ -27,12 +28,14 @@ class ModelState:
 
     __slots__ = (
         "_payload_of_rows",
+        "busy_until_ns",
         "config",
         "costs",
         "deadline_ns",
         "forecast",
         "hang_ns",
         "has_rules",
+        "in_flight_max",
         "index",
         "input_plan",
         "instead",
@@ -42,11 +45,13 @@ class ModelState:
         "members_max",
         "queue",
         "queue_bytes_max",
+        "queue_requests",
         "ready",
         "retried",
         "retries",
         "sample_every",
         "signature",
+        "suspects",
         "to_sample",
     )
 
@@ -56,6 +61,8 @@ class ModelState:
         self.deadline_ns = int(config.deadline_ms * 1e6)
         self.max_delay_ns = int(config.max_delay_ms * 1e6)
         self.hang_ns = int(config.hang_ms * 1e6)
+        self.queue_requests = config.queue_requests
+        self.in_flight_max = config.in_flight_max or NO_LIMIT
         self.queue_bytes_max = config.queue_mib * 1024 * 1024
         self.has_rules = config.rules is not None
         rows = table(config)
@@ -75,6 +82,10 @@ class ModelState:
         self.costs = RunCosts()
         self.forecast = Forecast(self.costs)
         self.retries = RetryBudget()
+        self.busy_until_ns = 0
+        """When the last of its workers is predicted to have done what it has in hand."""
+        self.suspects = 0
+        """Workers that were told to stop a run and have not said yet that they did."""
         self.ready = False
         self.signature: Signature | None = None
         self.input_plan: RowPlan | None = None

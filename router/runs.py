@@ -59,9 +59,12 @@ class Runs:
         """When the first of them needs a turn: an answer is due, or a worker's time is over."""
         due: int | None = None
         for run in self.in_hand.values():
-            for time_ns in (run.due_ns, run.kill_ns or run.limit_ns):
-                if time_ns and (due is None or time_ns < due):
-                    due = time_ns
+            time_ns = run.due_ns
+            if time_ns is not None and (due is None or time_ns < due):
+                due = time_ns
+            time_ns = run.kill_ns or run.limit_ns
+            if time_ns and (due is None or time_ns < due):
+                due = time_ns
         return due
 
     def start(self, worker: Worker, batch: list[Entry], now_ns: int) -> None:
@@ -72,11 +75,14 @@ class Runs:
         worker.runs.append(run)
         model = self._models[worker.model]
         cost_ns = model.costs.estimate(run.rows)
+        begin_ns = now_ns
         if len(worker.runs) == 1:
             self._begin(run, cost_ns, now_ns)
-            worker.free_ns = now_ns + cost_ns
-        else:
-            worker.free_ns = max(now_ns, worker.free_ns) + cost_ns
+        elif worker.free_ns > now_ns:
+            begin_ns = worker.free_ns
+        worker.free_ns = begin_ns + cost_ns
+        if worker.free_ns > model.busy_until_ns:
+            model.busy_until_ns = worker.free_ns
         members = []
         not_after_ns = 0
         for entry in batch:
@@ -115,14 +121,17 @@ class Runs:
         worker.runs.popleft()
         del self.in_hand[event.run]
         worker.run_count += 1
-        worker.suspect = False
         model = self._models[worker.model]
+        if worker.suspect:
+            worker.suspect = False
+            model.suspects -= 1
         took_ns = now_ns - run.began_ns
         self._counters.count_copies(event.copies)
         if worker.runs:
             following = worker.runs[0]
             self._begin(following, model.costs.estimate(following.rows), now_ns)
-            worker.suspect = following.kill_ns > 0
+            if following.kill_ns:
+                self._suspect(worker)
         if event.status == RAN:
             model.costs.observe(run.rows, took_ns)
             self._ran(run, event, now_ns)
@@ -191,6 +200,8 @@ class Runs:
             for entry in run.entries:
                 self._try_again(entry, now_ns, began=position == 0)
         worker.runs.clear()
+        if worker.suspect:
+            self._models[worker.model].suspects -= 1
 
     def _try_again(self, entry: Entry, now_ns: int, *, began: bool) -> None:
         """No worker has this entry any more. It may be to blame if its run had begun."""
@@ -259,12 +270,18 @@ class Runs:
         if worker.state is WorkerState.LOST:
             run.limit_ns = 0
             return
-        worker.suspect = worker.suspect or worker.runs[0] is run
+        if worker.runs[0] is run:
+            self._suspect(worker)
         model = self._models[worker.model]
         # One that may take its time and cannot be stopped within a kernel is not hung before that has passed.
         begin_ns = run.began_ns or worker.free_ns
         run.kill_ns = max(now_ns, begin_ns + model.costs.estimate(run.rows)) + model.hang_ns
         self._outbox.act(ev.TerminateRun(worker.number, run.number))
+
+    def _suspect(self, worker: Worker) -> None:
+        if not worker.suspect:
+            worker.suspect = True
+            self._models[worker.model].suspects += 1
 
     def check_invariants(self) -> int:
         """Returns how many entries are in runs."""
@@ -274,4 +291,6 @@ class Runs:
             if run.worker.state is WorkerState.READY:
                 assert not first or run.limit_ns or run.kill_ns, "a run has no limit"
                 assert run.worker.suspect == (run.worker.runs[0].kill_ns > 0)
+        for model in self._models:
+            assert model.suspects == sum(worker.suspect for worker in self._roster.of_model(model.index))
         return self._roster.check_invariants(self.in_hand)
