@@ -89,7 +89,7 @@ class HttpPeer:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment |= {"PEER": msgspec.json.encode(peer).decode(), "ORT_DISABLE_TELEMETRY": "1"}
         if self._kind.environment == "pytriton":
-            # Its stub must find the libpython of the interpreter whose standard library it loads, not another patch level.
+            # Its stub must find the libpython whose standard library it loads, not another patch level.
             environment["LD_LIBRARY_PATH"] = str(sysconfig.get_config_var("LIBDIR"))
         with open(Path(self._scratch.name) / "log", "wb") as log:
             self._process = subprocess.Popen(
