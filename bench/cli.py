@@ -109,7 +109,7 @@ def _run(options: argparse.Namespace) -> int:
     measured = measure(
         [scenario.load(name) for name in names],
         Options(targets=_split(options.targets), repeats=options.repeats, seconds=options.seconds, quick=options.quick),
-        progress=Progress(0.0),
+        progress=Progress(),
         keep=lambda so_far: result.save(so_far, path),
     )
     return _finish(measured, path, options)
@@ -126,9 +126,7 @@ def _sweep(options: argparse.Namespace) -> int:
         repeats=options.repeats,
         quick=options.quick,
     )
-    measured = measure(
-        [sweep.scenario_of(wanted)], progress=Progress(0.0), keep=lambda so_far: result.save(so_far, path)
-    )
+    measured = measure([sweep.scenario_of(wanted)], progress=Progress(), keep=lambda so_far: result.save(so_far, path))
     knee = sweep.knee_of(measured, wanted.targets[0])
     if knee is not None:
         print(f"the knee: {knee.rows_per_second:,.0f} rows a second in time, p99 {knee.p99_ms:.2f} ms")

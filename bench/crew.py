@@ -23,6 +23,11 @@ END_S = 30.0
 """Beyond the load and its longest deadline, to write the tapes."""
 
 
+def environment() -> dict[str, str]:
+    """For a Python process that finds modules where this one does: a farm that is installed, or the checkout's."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+
+
 class Crew:
     """Generators for the jobs, ready to begin. Ends them on exit, whatever happened.
 
@@ -32,19 +37,16 @@ class Crew:
     def __init__(self, jobs: list[Job], directory: str, module: str = "bench.generator") -> None:
         self._jobs = jobs
         self._processes: list[subprocess.Popen[bytes]] = []
-        root = str(Path(__file__).resolve().parent.parent)
-        # Found before an installed farm, as the harness itself was.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
         try:
             for job in jobs:
                 path = Path(directory) / f"job-{job.part}.json"
                 path.write_bytes(msgspec.json.encode(job))
                 self._processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", module, str(path)],
+                        [sys.executable, "-P", "-m", module, str(path)],
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
-                        env=environment,
+                        env=environment(),
                         process_group=0,
                     )
                 )

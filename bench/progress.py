@@ -8,20 +8,21 @@ from typing import TextIO
 
 
 class Progress:
-    """planned_s: a first guess of all of it; what has been done corrects it. stream: None stays silent."""
+    """planned_s: a first guess of all of it; what has been done corrects it. stream: None is standard error."""
 
-    def __init__(self, planned_s: float, stream: TextIO | None = sys.stderr) -> None:
+    def __init__(self, planned_s: float = 0.0, stream: TextIO | None = None, *, silent: bool = False) -> None:
         self._planned_s = planned_s
         self._done_s = 0.0
         self._began_s = time.monotonic()
         self._stream = stream
+        self._silent = silent
 
     def plan(self, more_s: float) -> None:
         self._planned_s += more_s
 
     def say(self, text: str) -> None:
-        if self._stream is not None:
-            print(text, file=self._stream, flush=True)
+        if not self._silent:
+            print(text, file=self._stream or sys.stderr, flush=True)
 
     def step(self, text: str, planned_s: float) -> None:
         """A part is over that had been planned to take so long."""

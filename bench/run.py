@@ -55,7 +55,7 @@ def measure(
     Raises:
         TargetFailed: a scenario or a target of it does not exist.
     """
-    progress = progress or Progress(0.0, None)
+    progress = progress or Progress(silent=True)
     run = Run(options or Options(), progress, keep)
     try:
         for each in scenarios:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -23,10 +24,14 @@ from typing import Any
 import msgspec
 
 from bench import recorder
+from bench.crew import Crew, environment
+from bench.generator import Job, inputs_of, wait_for_begin
 from bench.tape import MODEL, Tape
-from bench.target import Case, Load, Measured, TargetFailed, Watcher
+from bench.target import Case, Load, Measured, Model, TargetFailed, Watcher
 
 MODES = ("session-shared", "session-per-thread", "session-locked", "session-per-process")
+
+START_S = 60.0
 
 Lock = contextlib.AbstractContextManager[Any]
 
@@ -49,17 +54,20 @@ class SessionTarget:
         pass
 
     def start(self, case: Case) -> None:
-        try:
-            session = make_session(case.models[0].path)
-        except ImportError as error:
-            raise TargetFailed("onnxruntime is missing: pip install 'shmfarm[server]'") from error
-        session.run(None, {case.models[0].input: case.models[0].one()})
+        """In a process that ends again: what a service of its own would wait for."""
+        with tempfile.NamedTemporaryFile(prefix="model-", suffix=".json", dir=self._directory) as file:
+            file.write(msgspec.json.encode(case.models[0]))
+            file.flush()
+            command = [sys.executable, "-P", "-m", "bench.sessions", "first", file.name]
+            try:
+                done = subprocess.run(command, env=environment(), timeout=START_S, check=False)
+            except subprocess.TimeoutExpired:
+                raise TargetFailed(f"ONNX Runtime gave no answer within {START_S:g} s") from None
+        if done.returncode:
+            raise TargetFailed("ONNX Runtime gave no answer; its last words are on standard error")
         self._case = case
 
     def drive(self, load: Load, watcher: Watcher) -> Measured:
-        from bench.crew import Crew
-        from bench.generator import Job
-
         assert self._case is not None
         parts = self._case.workers if self.name == "session-per-process" else 1
         load = msgspec.structs.replace(load, in_flight=self._case.workers)
@@ -113,8 +121,10 @@ def make_session(path: str) -> Any:
 
 
 def main() -> None:
-    from bench.generator import Job, inputs_of, wait_for_begin
-
+    if sys.argv[1] == "first":
+        model = msgspec.json.decode(Path(sys.argv[2]).read_bytes(), type=Model)
+        make_session(model.path).run(None, {model.input: model.one()})
+        return
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Job)
     callers = 1 if job.parts > 1 else job.load.in_flight
     path = job.models[0].path
