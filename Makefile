@@ -3,6 +3,7 @@
 # make check  the linters and the structure tests
 # make dev    .venv with the farm as it stands here, and every tool
 # make model  train the embedded model anew and compare with what is committed
+# make bench SCENARIOS="bidding text"   measure, beside peers where a scenario names them; make bench-quick: a little of each
 # make sim SEED=n   one simulated world again, turn by turn; make sim-long HOURS=n goes through new ones
 # make clean  remove what all of these made
 #
@@ -12,7 +13,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test lint check model sim sim-long clean
+.PHONY: help demo dev test lint check model sim sim-long bench bench-quick clean
 
 PIP_INSTALL := bin/python -m pip --disable-pip-version-check install --quiet
 PACKAGES := farm router workers shm
@@ -88,6 +89,14 @@ sim: .venv/.dev
 # From a seed that nobody has seen: the tests go through the first ones.
 sim-long: .venv/.dev
 	@.venv/bin/python -m tests.sim.replay --hours $(HOURS) $$(date +%s)
+
+SCENARIOS ?= bidding text audio overload worker-killed
+
+bench: .venv/.dev
+	@.venv/bin/python -m bench run $(SCENARIOS) $(BENCH_ARGS)
+
+bench-quick: .venv/.dev
+	@.venv/bin/python -m bench run --quick $(BENCH_ARGS)
 
 model: .venv-train/.tools
 	.venv-train/bin/python tools/train_wdbc.py --check
