@@ -88,9 +88,38 @@ def percentiles(runs: Runs, colours: dict[str, str]) -> Figure | None:
         _plain_log(panel.yaxis)
         panel.set_ylabel("latency, ms")
         panel.set_title(label)
-        panel.legend(fontsize=8, loc="upper left")
+    _legend(figure, panels)
     if any(run.offered for group in runs.values() for run in group):
         _footnote(figure, "dotted: from the send, as a naive benchmark counts")
+    return figure
+
+
+def throughput(runs: Runs, colours: dict[str, str]) -> Figure | None:
+    """Answers a second of closed loops, a group of bars per step; the line tells from the least to the most."""
+    closed = {place: told for place, told in _closed(runs).items() if told.median}
+    labels = list(dict.fromkeys(place.label for place in closed))
+    if len(closed) < 2 or len({place.target for place in closed}) < 2:
+        return None
+    figure = Figure(figsize=(9.5, 0.9 + 0.26 * len(closed) + 0.12 * len(labels)), layout="constrained")
+    panel = figure.subplots()
+    row, ticks = 0.0, []
+    for label in labels:
+        group = [(place, told) for place, told in closed.items() if place.label == label]
+        ticks.append((row + (len(group) - 1) / 2, label))
+        for place, told in group:
+            reach = [[told.median - told.low], [told.high - told.median]]
+            colour = colours[place.target]
+            panel.barh(row, told.median, xerr=reach, color=colour, height=0.85, label=place.target, ecolor="#333")
+            panel.text(told.high, row, f"  {told.median:,.0f}", va="center", fontsize=8, color="#333")
+            row += 1
+        row += 0.6
+    panel.set_yticks([place for place, _ in ticks], [label for _, label in ticks])
+    panel.invert_yaxis()
+    panel.grid(axis="y", visible=False)
+    panel.set_xlim(right=1.1 * max(told.high for told in closed.values()))
+    panel.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    panel.set_xlabel("answers a second")
+    _legend(figure, [panel])
     return figure
 
 
@@ -162,10 +191,8 @@ def timeline(runs: Runs, colours: dict[str, str]) -> Figure | None:
         above.set_ylabel("a second")
         above.yaxis.set_major_formatter(FuncFormatter(_thousands))
         above.set_title(f"{run.target}, {run.label}")
-        p99 = [(moment, piece.p99) for moment, piece in zip(at, pieces, strict=True) if piece.p99 is not None]
-        below.step(
-            [each[0] for each in p99], [each[1] for each in p99], where="post", color=colours[run.target], linewidth=1.3
-        )
+        p99 = [math.nan if piece.p99 is None else piece.p99 for piece in pieces]
+        below.step(at, p99, where="post", color=colours[run.target], linewidth=1.3)
         below.set_yscale("log")
         _plain_log(below.yaxis)
         below.set_ylabel("p99, ms")
@@ -225,9 +252,25 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Any]]:
     return figure, panels[:count]
 
 
+def _legend(figure: Figure, panels: list[Any]) -> None:
+    """One for all panels, above them; none for one target alone."""
+    handles: dict[str, Any] = {}
+    for panel in panels:
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    if len(handles) > 1:
+        columns = min(len(handles), 6)
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns, fontsize=8)
+
+
 def _footnote(figure: Figure, text: str) -> None:
     """Below everything, where the layout makes room for it."""
     figure.supxlabel(text, x=0.995, ha="right", color="#555", fontsize=8)
+
+
+def _closed(runs: Runs) -> dict[Place, Range]:
+    told = {place: summary_of(group, "per_second") for place, group in runs.items() if group[0].offered is None}
+    return {place: figure for place, figure in told.items() if figure is not None}
 
 
 def _measured(runs: Runs, label: str) -> bool:

@@ -72,6 +72,7 @@ def write(result: Result, beside: Path) -> Path:
         parts.append(f"<h2>{_text(scenario)}</h2><p>{_text(result.about.get(scenario, ''))}</p>")
         drawn = {
             "goodput": ("Goodput against load", plots.load_curve(runs, colours)),
+            "throughput": ("Closed loops", plots.throughput(runs, colours)),
             "timeline": ("The run over time", plots.timeline(runs, colours)),
             "latency": ("Latency by percentile", plots.percentiles(runs, colours)),
             "stages": ("Where the time goes", plots.stages(runs)),
