@@ -15,9 +15,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from bench.host import TICKS_A_SECOND, Ticks
 from bench.target import ProcessCost
-
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Count(Struct, frozen=True):
@@ -68,22 +67,6 @@ def pss_mib(pid: int) -> float | None:
     return None
 
 
-class Host(Struct, frozen=True):
-    """All CPUs so far, in clock ticks: given to others by the hypervisor, busy, and in all."""
-
-    stolen: int
-    busy: int
-    all: int
-
-    @classmethod
-    def now(cls) -> Host:
-        user, nice, system, idle, waiting, irq, softirq, stolen = (
-            int(field) for field in _read("/proc/stat").splitlines()[0].split()[1:9]
-        )
-        busy = user + nice + system + irq + softirq
-        return cls(stolen, busy, busy + idle + waiting + stolen)
-
-
 class Account:
     """The costs of some processes between `begin` and `end`: a Watcher that a target's `drive` calls.
 
@@ -99,7 +82,7 @@ class Account:
         self._cancelled = threading.Event()
         self._before: dict[int, Count] = {}
         self._roles: dict[int, str] = {}
-        self._host = Host.now()
+        self._host = Ticks.now()
         self.steal_percent: float | None = None
         self.busy_s = 0.0
         self.host_s = 0.0
@@ -113,17 +96,17 @@ class Account:
     def _wait_and_count(self, at_ns: int) -> None:
         if self._cancelled.wait(max(0.0, (at_ns - time.monotonic_ns()) / 1e9)):
             return
-        self._host = Host.now()
+        self._host = Ticks.now()
         self._before = {pid: count for pid in self._roles if (count := count_of(pid)) is not None}
         if self._at_begin is not None:
             self._at_begin(at_ns)
 
     def end(self) -> None:
         self.cancel()
-        host, before = Host.now(), self._host
+        host, before = Ticks.now(), self._host
         ticks = max(1, host.all - before.all)
         self.steal_percent = round(100 * (host.stolen - before.stolen) / ticks, 2)
-        self.busy_s, self.host_s = (host.busy - before.busy) / TICKS, ticks / TICKS
+        self.busy_s, self.host_s = (host.busy - before.busy) / TICKS_A_SECOND, ticks / TICKS_A_SECOND
         self._roles |= self._pids()
         self.processes = []
         for pid, role in self._roles.items():

@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--repeats", type=int, metavar="N", help="instead of what the scenarios say, mostly 3")
     verb.add_argument("--seconds", type=float, metavar="S", help="of each step, instead of what the scenarios say")
     verb.add_argument("--quick", action="store_true", help="short steps, at most three of a scenario, once, no peers")
+    _add_quiet(verb)
     _add_output(verb)
     verb.set_defaults(run=_run)
 
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--seconds", type=float, default=4.0, metavar="S", help="of each step, default 4")
     verb.add_argument("--repeats", type=int, default=1, metavar="N", help="default 1")
     verb.add_argument("--quick", action="store_true", help="fewer steps of 1 s")
+    _add_quiet(verb)
     verb.add_argument("--capacity", type=Path, metavar="FILE", help="write what the first target carries to this file")
     _add_output(verb)
     verb.set_defaults(run=_sweep)
@@ -84,6 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("result", type=Path)
     verb.set_defaults(run=_report)
     return parser
+
+
+def _add_quiet(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--quiet",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="on a shared host: before each step wait up to so many seconds until others leave the CPUs alone, and "
+        "drive again what they disturb",
+    )
 
 
 def _add_output(verb: argparse.ArgumentParser) -> None:

@@ -5,11 +5,35 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+LOOK_S = 0.4
+"""Long enough for a share of CPUs from counters of 10 ms."""
+
 PACKAGES = ("numpy", "onnxruntime", "pyzmq", "msgspec", "uvloop", "hdrhistogram")
+
+
+class Ticks(Struct, frozen=True):
+    """All CPUs so far, in clock ticks: given to others by the hypervisor, busy, and in all."""
+
+    stolen: int
+    busy: int
+    all: int
+
+    @classmethod
+    def now(cls) -> Host:
+        user, nice, system, idle, waiting, irq, softirq, stolen = (
+            int(field) for field in _read("/proc/stat").splitlines()[0].split()[1:9]
+        )
+        busy = user + nice + system + irq + softirq
+        return cls(stolen, busy, busy + idle + waiting + stolen)
 
 
 def facts() -> dict[str, Any]:
@@ -28,6 +52,19 @@ def facts() -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
+
+
+def wait_quiet(limit_s: float, percent_max: float) -> bool:
+    """Whether the host's CPUs came to rest in time, all but so many percent of them."""
+    end_s = time.monotonic() + limit_s
+    while True:
+        before = Ticks.now()
+        time.sleep(LOOK_S)
+        now = Ticks.now()
+        if 100 * (now.busy - before.busy) <= percent_max * max(1, now.all - before.all):
+            return True
+        if time.monotonic() >= end_s:
+            return False
 
 
 def same_host(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

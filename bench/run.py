@@ -28,17 +28,25 @@ START_S = 1.5
 STEP_S = 1.2
 """Guesses for the plan: to start and stop a target; of a step beside its load."""
 
+TRIES = 3
+"""Of a step that others disturb."""
+
 CAPACITY_IN_FLIGHT = 64
 CAPACITY_S = 2.0
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller may change of scenarios; None leaves it to them."""
+    """What a caller may change of scenarios; None leaves it to them.
+
+    quiet_s: on a host that is shared, how long to wait before each step until others leave its CPUs alone; a step that
+    they disturb all the same is driven again. 0 takes the host as it is.
+    """
 
     targets: list[str] | None = None
     repeats: int | None = None
     seconds: float | None = None
     quick: bool = False
+    quiet_s: float = 0.0
 
 
 def measure(
@@ -146,7 +154,7 @@ class Run:
             target.start(wanted[0].case)
             start_s = time.monotonic() - began_s
             for step in wanted:
-                run = self._drive(target, step)
+                run = self._drive_undisturbed(target, step)
                 run.repeat, run.group, run.start_s = repeat, step.scenario, round(start_s, 4)
                 self.result.runs.append(run)
                 self.result.took_s = round(time.monotonic() - self._began_s, 1)
@@ -157,6 +165,19 @@ class Run:
         finally:
             target.stop()
         self._progress.step(f"{target.name} stopped", START_S)
+
+    def _drive_undisturbed(self, target: Target, step: Step) -> Measured:
+        """Faults cannot be struck twice: such a step is taken as it comes."""
+        tries = TRIES if self._options.quiet_s and step.fault is None else 1
+        for left in reversed(range(tries)):
+            if self._options.quiet_s and not host.wait_quiet(self._options.quiet_s, OTHERS_PERCENT):
+                self._progress.say(f"the host was not quiet within {self._options.quiet_s:g} s")
+                left = 0
+            run = self._drive(target, step)
+            if (run.others_percent or 0.0) <= OTHERS_PERCENT or not left:
+                break
+            self._progress.say(f"again, others used {run.others_percent:.0f} % of the CPUs: {run.label}")
+        return run
 
     def _drive(self, target: Target, step: Step) -> Measured:
         load = step.load
