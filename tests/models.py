@@ -301,3 +301,18 @@ def broken(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     path.write_bytes(b"not a model")
     return path
+
+
+def slow_score(path: str | os.PathLike[str], nodes: int = 400, size: int = 256) -> Path:
+    """As `slow`, with one small output: x float32[N, size] to y float32[N, 1], the mean of what `slow` gives."""
+    weights = np.random.default_rng(3).standard_normal((size, size)).astype(np.float32) / np.sqrt(size)
+    chain = [node("MatMul", ["x" if i == 0 else f"h{i - 1}", "w"], [f"h{i}"]) for i in range(nodes)]
+    chain.append(node("ReduceMean", [f"h{nodes - 1}"], ["y"], axes=[1]))
+    return save(
+        path,
+        chain,
+        [("x", "float32", ("N", size))],
+        [("y", "float32", ("N", 1))],
+        {"w": weights.astype(np.float32)},
+        checked=False,
+    )
