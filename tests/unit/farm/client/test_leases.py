@@ -71,20 +71,21 @@ def test_slot_stays_while_the_farm_has_it(client, router):
     assert client.free_slots() == 255
 
 
-def test_slot_of_a_held_reply_comes_back_with_its_release(make, router):
+@pytest.mark.parametrize("ending", [Ending.RULES, Ending.LAST_GOOD, Ending.CONSTANT])
+def test_slot_of_a_held_reply_comes_back_with_its_release(make, router, ending):
     client = make()
     router.mode = "hold"
     with client.lease("double", SHAPES) as lease:
 
         def answer():
             router.until(lambda: router.kept)
-            router.answer_kept(held=True, inline=True, ending=Ending.RULES, reason=Reason.TIMEOUT)
+            router.answer_kept(held=True, inline=True, ending=ending, reason=Reason.TIMEOUT)
 
         answering = threading.Thread(target=answer)
         answering.start()
         reply = lease.infer(deadline_ms=5000)
         answering.join()
-        assert reply.source == "rules"
+        assert reply.source == ending.name.lower()
         assert not reply.outputs["y"].flags.writeable
         request_id = reply.request_id
     del reply

@@ -203,11 +203,20 @@ def test_every_refusal_raises_its_own_error(client, router, ending, reason, rais
     assert client.free_slots() == 256
 
 
-def test_rule_answer_says_who_answered(client, router):
+@pytest.mark.parametrize(
+    ("ending", "reason", "rule", "decision"),
+    [
+        (Ending.RULES, Reason.TIMEOUT, "amount", "review"),
+        (Ending.LAST_GOOD, Reason.GUARD, None, None),
+        (Ending.CONSTANT, Reason.QUEUE_FULL, None, None),
+    ],
+)
+def test_answer_that_is_not_the_models_says_who_answered(client, router, ending, reason, rule, decision):
     router.mode = "hold"
     client.submit("double", X)
     client.until(lambda: router.kept)
-    router.answer_kept(ending=Ending.RULES, reason=Reason.TIMEOUT, rule="amount", decision="review", inline=True)
+    router.answer_kept(ending=ending, reason=reason, rule=rule, decision=decision, inline=True)
     reply = client.completions(5)[0].result()
-    assert (reply.source, reply.reason, reply.rule, reply.decision) == ("rules", "timeout", "amount", "review")
+    assert (reply.source, reply.reason) == (ending.name.lower(), reason.code)
+    assert (reply.rule, reply.decision) == (rule, decision)
     np.testing.assert_array_equal(reply.outputs["y"], X * 2)
