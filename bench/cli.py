@@ -121,7 +121,13 @@ def _run(options: argparse.Namespace) -> int:
     path = options.output or _new_path()
     measured = measure(
         [scenario.load(name) for name in names],
-        Options(targets=_split(options.targets), repeats=options.repeats, seconds=options.seconds, quick=options.quick),
+        Options(
+            targets=_split(options.targets),
+            repeats=options.repeats,
+            seconds=options.seconds,
+            quick=options.quick,
+            quiet_s=options.quiet,
+        ),
         progress=Progress(),
         keep=lambda so_far: result.save(so_far, path),
     )
@@ -139,7 +145,12 @@ def _sweep(options: argparse.Namespace) -> int:
         repeats=options.repeats,
         quick=options.quick,
     )
-    measured = measure([sweep.scenario_of(wanted)], progress=Progress(), keep=lambda so_far: result.save(so_far, path))
+    measured = measure(
+        [sweep.scenario_of(wanted)],
+        Options(quiet_s=options.quiet),
+        progress=Progress(),
+        keep=lambda so_far: result.save(so_far, path),
+    )
     knee = sweep.knee_of(measured, wanted.targets[0])
     if knee is not None:
         print(f"the knee: {knee.rows_per_second:,.0f} rows a second in time, p99 {knee.p99_ms:.2f} ms")

@@ -28,7 +28,7 @@ class Ticks(Struct, frozen=True):
     all: int
 
     @classmethod
-    def now(cls) -> Host:
+    def now(cls) -> Ticks:
         user, nice, system, idle, waiting, irq, softirq, stolen = (
             int(field) for field in _read("/proc/stat").splitlines()[0].split()[1:9]
         )
