@@ -1,8 +1,8 @@
 """The demo's service process: `python -P -m farm.demo.service ENDPOINT`. It knows a farm only as any service would.
 
 First it asks about every held-out record, one at a time. Then it keeps all workers busy with two large requests, and
-while they run asks about a few records again with a deadline of a third of such a run. What came is written to stdout,
-a JSON object a line, for `farm.demo.show`.
+while they run asks about a few records again with a deadline of a third of such a run; and once about more records at a
+time than the farm lets wait. What came is written to stdout, a JSON object a line, for `farm.demo.show`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ BULK_ROUNDS = 2
 BULK_COUNT = 2
 """One for each worker of the embedded configuration."""
 BULK_DEADLINE_MS = 20_000.0
+QUEUE_REQUESTS = 32
+"""What the demo's farm lets wait."""
+CROWD = 40
+"""Asked at a time, while all workers are busy."""
 SLOT_BYTES = 16 * 1024
 SLOT_COUNT = 2048
 """32 MiB: both large requests, and more small ones than are asked."""
@@ -71,7 +75,20 @@ class Bulk(msgspec.Struct, tag=True, frozen=True):
     run_ms_max: float
 
 
-Line = Answered | Refused | Bulk
+class Shed(msgspec.Struct, tag=True, frozen=True):
+    """More records at a time than the farm lets wait: how many were asked and refused, and the first refusal."""
+
+    asked: int
+    refused: int
+    answered: int
+    record: int
+    error: str
+    reason: str
+    retry_after_ms: int
+    latency_ms: float
+
+
+Line = Answered | Refused | Bulk | Shed
 
 
 def main() -> int:
@@ -93,7 +110,7 @@ def _ask(client: farm.Client, number: int, row: np.ndarray) -> Line:
 
 
 def _hurry(client: farm.Client, records: embedded.Records) -> None:
-    """Two large requests, not waited for; then a few records that cannot wait for them to end."""
+    """Two large requests, not waited for; then a few records that cannot wait for them to end; then too many."""
     bulk = np.resize(records.features, (BULK_ROWS, records.features.shape[1]))
     run_ms = math.inf
     for _ in range(BULK_ROUNDS):
@@ -117,7 +134,37 @@ def _hurry(client: farm.Client, records: embedded.Records) -> None:
         run_ms = min(run_ms, told.run_ms_min)
         rounds_by_rule += any(isinstance(reply, Reply) and reply.source == "rules" for reply in ended)
         if rounds_by_rule == HURRIED_ROUNDS:
-            return
+            break
+    _submit_bulk(client, bulk)
+    time.sleep(run_ms * BEGUN_SHARE / 1e3)
+    _write(_crowd(client, records))
+
+
+def _crowd(client: farm.Client, records: embedded.Records) -> Shed:
+    """Ask about many records at a time, and wait for all of it. The large requests end in between."""
+    began = time.monotonic()
+    asked = {
+        client.submit(
+            embedded.MODEL_NAME, row[np.newaxis], deadline_ms=BULK_DEADLINE_MS, flush=False
+        ).request_id: number
+        for number, row in enumerate(records.features[:CROWD], start=1)
+    }
+    first: tuple[int, farm.Overloaded, float] | None = None
+    open_count, refused = CROWD + BULK_COUNT, 0
+    while open_count and time.monotonic() < began + BULK_DEADLINE_MS / 1e3:
+        for ticket in client.completions(timeout=1.0):
+            open_count -= 1
+            try:
+                ticket.result()
+            except farm.Overloaded as error:
+                refused += 1
+                if first is None:
+                    first = asked[ticket.request_id], error, (time.monotonic() - began) * 1e3
+    if first is None:
+        return Shed(CROWD, 0, CROWD, 0, "", "", 0, 0.0)
+    record, said, latency_ms = first
+    kind, again_ms = type(said).__name__, int(said.retry_after_ms or 0)
+    return Shed(CROWD, refused, CROWD - refused, record, kind, said.reason, again_ms, latency_ms)
 
 
 def _submit_bulk(client: farm.Client, bulk: np.ndarray) -> None:

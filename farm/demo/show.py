@@ -11,7 +11,7 @@ import msgspec
 from farm import embedded
 from farm.demo import table
 from farm.demo.leftovers import Traces
-from farm.demo.service import Line
+from farm.demo.service import QUEUE_REQUESTS, Line
 from farm.demo.table import DemoFailed
 from farm.errors import FarmError
 from farm.farm import Farm
@@ -39,7 +39,7 @@ def show() -> int:
 def _show() -> None:
     records = embedded.load_records()
     started = time.monotonic()
-    with Farm(config=str(embedded.CONFIG_PATH)) as running:
+    with Farm(config=str(embedded.CONFIG_PATH), queue_requests=QUEUE_REQUESTS) as running:
         print(f"A farm serves {embedded.MODEL_NAME}, ready in {time.monotonic() - started:.2f} s.", end=" ")
         _wait_for_all_workers(running)
         print(f"A service in its own process asks about {len(records.malignant)} held-out records.\n", flush=True)
@@ -51,6 +51,7 @@ def _show() -> None:
             _end(service)
         _print(table.records_table(lines, records))
         _print(table.hurried_table(lines, records))
+        _print(table.told(lines))
         _print(table.summary(lines, records))
     if left := traces.left():
         raise DemoFailed(f"the farm left behind: {', '.join(left)}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from farm.demo.service import Answered, Bulk, Line, Refused
+from farm.demo.service import Answered, Bulk, Line, Refused, Shed
 from farm.embedded import Records
 
 SHOWN = 12
 COLUMNS = 100
 STAGES = ("client", "to_router", "queue", "to_worker", "run", "from_worker", "to_client")
-_HEAD = 56
+_HEAD = 54
 """Columns before the stages."""
 _HEADS = ("call", "sent", "queue", "given", "run", "back", "reply")
 
@@ -24,7 +24,7 @@ def records_table(lines: Sequence[Line], records: Records) -> list[str]:
     answered = [line for line in lines if isinstance(line, Answered) and not line.hurried]
     text = [
         f"{'microseconds in each stage':>{_HEAD + 6 * len(STAGES)}}",
-        f"{'record':>6}  {'answer':<15} {'truth':<10} {'by':<6} {'ms':>7} {'of ms':>6}"
+        f"{'record':>6}  {'answer':<15} {'truth':<9} {'by':<6} {'ms':>6} {'of ms':>6}"
         + "".join(f"{head:>6}" for head in _HEADS),
     ]
     text += [_row(line, records) for line in answered[:SHOWN]]
@@ -46,8 +46,8 @@ def hurried_table(lines: Sequence[Line], records: Records) -> list[str]:
         )
         text.append("Meanwhile some records again, with a deadline shorter than that (model: what it said before):")
     text.append(
-        f"{'record':>6}  {'answer':<15} {'truth':<10} {'by':<6} {'ms':>7} {'of ms':>6} "
-        f"{'rule':<15} {'decision':<8} {'why':<9} {'model':>5}"
+        f"{'record':>6}  {'answer':<15} {'truth':<9} {'by':<6} {'ms':>6} {'of ms':>6} "
+        f"{'rule':<15} {'decision':<8} {'why':<14} {'model':>5}"
     )
     for line in hurried:
         if isinstance(line, Refused):
@@ -55,10 +55,30 @@ def hurried_table(lines: Sequence[Line], records: Records) -> list[str]:
             continue
         said = by_model.get(line.record)
         text.append(
-            f"{_head(line, records)} {line.rule or '-':<15} {line.decision or '-':<8} {line.reason:<9.9} "
+            f"{_head(line, records)} {line.rule or '-':<15} {line.decision or '-':<8} {line.reason:<14.14} "
             f"{'-' if said is None else format(said, '.3f'):>5}"
         )
     return text
+
+
+def told(lines: Sequence[Line]) -> list[str]:
+    """One that came too late for the model, and one that was too much, each in a sentence.
+
+    Raises:
+        DemoFailed: there was none.
+    """
+    late = next((n for n in lines if isinstance(n, Answered) and n.hurried and n.source == "rules"), None)
+    if late is None:
+        raise DemoFailed("no record was answered by a rule; the table says what came instead")
+    shed = next((line for line in lines if isinstance(line, Shed)), None)
+    if shed is None or not shed.refused:
+        raise DemoFailed(f"no record was refused of {shed.asked if shed else 0} that were asked at a time")
+    return [
+        f"too late  record {late.record}, due in {late.deadline_ms:.3g} ms: answered by rule {late.rule} in "
+        f"{late.latency_ms:.3g} ms ({late.reason})",
+        f"too much  {shed.asked} at a time: {shed.answered} answered, {shed.refused} {shed.error} in "
+        f"{shed.latency_ms:.3g} ms ({shed.reason}), retry_after_ms={shed.retry_after_ms}",
+    ]
 
 
 def summary(lines: Sequence[Line], records: Records) -> list[str]:
@@ -75,8 +95,6 @@ def summary(lines: Sequence[Line], records: Records) -> list[str]:
     if len(answered) != len(records.malignant):
         raise DemoFailed(f"{len(answered)} of {len(records.malignant)} records were answered")
     rules = [line for line in hurried if line.source == "rules"]
-    if not rules:
-        raise DemoFailed("no record was answered by a rule; the table says what came instead")
     asked = sum(isinstance(line, Answered | Refused) for line in lines)
     in_time = [line for line in (*answered, *hurried) if line.latency_ms <= line.deadline_ms]
     by_model = [line for line in answered if line.source == "model"]
@@ -106,8 +124,8 @@ def _head(line: Answered, records: Records) -> str:
     says = "malignant" if _says_malignant(line) else "benign"
     truth = "malignant" if _truth(line, records) else "benign"
     return (
-        f"{line.record:>6}  {says:<9} {line.malignant:.3f} {truth:<10} {line.source:<6} "
-        f"{line.latency_ms:>7.2f} {line.deadline_ms:>6.3g}"
+        f"{line.record:>6}  {says:<9} {line.malignant:.3f} {truth:<9} {line.source:<6} "
+        f"{line.latency_ms:>6.2f} {line.deadline_ms:>6.3g}"
     )
 
 

@@ -29,5 +29,9 @@ def test_demo_answers_by_model_and_by_rule_then_leaves_nothing(farm_command, tmp
     assert right / by_model > 0.95
     assert by_rule >= 1
     assert re.search(r"^latency +p50 [\d.]+ ms, p99 [\d.]+ ms", told.stdout, re.MULTILINE)
+    assert re.search(
+        r"^too late  record \d+, due in [\d.]+ ms: answered by rule \w+ in [\d.]+ ms \(\w+\)$", told.stdout, re.M
+    )
+    assert re.search(r"^too much  40 .* Overloaded in .* \(queue_full\), retry_after_ms=\d+$", told.stdout, re.M)
     assert "Nothing left behind" in told.stdout
     assert not list(tmp_path.iterdir())

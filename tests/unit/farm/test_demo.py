@@ -11,7 +11,7 @@ import pytest
 
 from farm.demo import show, table
 from farm.demo.leftovers import Traces
-from farm.demo.service import Answered, Bulk, Line, Refused
+from farm.demo.service import Answered, Bulk, Line, Refused, Shed
 from farm.embedded import Records
 from farm.errors import Unavailable
 
@@ -36,7 +36,8 @@ def answered(record: int, malignant: float = 0.9, *, hurried: bool = False, sour
 
 
 def lines(*others: Line) -> list[Line]:
-    return [answered(1), answered(2), answered(3, 0.1), *others, Bulk(2, 65_536, 35.0, 39.0)]
+    shed = Shed(40, 8, 32, 33, "Overloaded", "queue_full", 60_000, 123.4)
+    return [answered(1), answered(2), answered(3, 0.1), *others, Bulk(2, 65_536, 35.0, 39.0), shed]
 
 
 def test_tables_fit_a_hundred_columns():
@@ -44,6 +45,7 @@ def test_tables_fit_a_hundred_columns():
     printed = [
         *table.records_table(said, RECORDS),
         *table.hurried_table(said, RECORDS),
+        *table.told(said),
         *table.summary(said, RECORDS),
     ]
     assert max(map(len, printed)) <= 100
@@ -58,8 +60,6 @@ def test_accuracy_counts_the_models_answers_against_the_diagnoses():
 @pytest.mark.parametrize(
     ("said", "complaint"),
     [
-        (lines(), "no record was answered by a rule"),
-        (lines(answered(1, hurried=True)), "no record was answered by a rule"),
         (
             lines(Refused(2, 100.0, False, "DeadlineExceeded: late")),
             "record 2 was not answered: DeadlineExceeded: late",
@@ -70,6 +70,29 @@ def test_accuracy_counts_the_models_answers_against_the_diagnoses():
 def test_demo_that_showed_less_than_it_promises_fails(said, complaint):
     with pytest.raises(table.DemoFailed, match=complaint):
         table.summary(said, RECORDS)
+
+
+def test_what_came_too_late_and_what_was_too_much_are_a_sentence_each():
+    late, much = table.told(lines(answered(1, hurried=True, source="rules")))
+    assert late == "too late  record 1, due in 12.3 ms: answered by rule large_perimeter in 0.9 ms (timeout)"
+    assert much == ("too much  40 at a time: 32 answered, 8 Overloaded in 123 ms (queue_full), retry_after_ms=60000")
+
+
+NONE_SHED = Shed(40, 0, 40, 0, "", "", 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        (lines(), "no record was answered by a rule"),
+        (lines(answered(1, hurried=True)), "no record was answered by a rule"),
+        ([answered(1, hurried=True, source="rules")], "no record was refused of 0"),
+        ([answered(1, hurried=True, source="rules"), NONE_SHED], "no record was refused of 40"),
+    ],
+)
+def test_demo_without_a_rule_or_a_refusal_fails(said, complaint):
+    with pytest.raises(table.DemoFailed, match=complaint):
+        table.told(said)
 
 
 def test_a_farm_that_does_not_start_is_one_line_and_exit_code_one(monkeypatch, capsys):
