@@ -1,9 +1,9 @@
 """Admission: a request that arrives is refused as wrong, ended at once, or queued. Exactly these three endings.
 
 Everything is checked here, in this order, before a request costs a worker anything: what it names (model, slots,
-deadline), what it brings (tensors against the signature), whether there is room (limits, which a higher priority or a
-client with less than its part may make others give way for), and whether there is time: `router.forecast` says when it
-would be done, `router.shedding` who would be late for it.
+deadline), what it brings (tensors against the signature), whether there is room (limits, for which lower priorities
+give way), and whether there is time: `router.forecast` says when it would be done, `router.shedding` who would be late
+for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from router.models import ModelState
 from router.outbox import Outbox
 from router.reserve import FLOOR_NS, Reserve
 from router.roster import Roster
-from router.shedding import EVICTED_MAX, heaviest, lowest_below, make_room
+from router.shedding import lowest_below, make_room, surplus
 from shm.client import Reply, Request
 from shm.endings import Ending, Reason
 from shm.errors import TensorRefused
@@ -27,6 +27,9 @@ from shm.limits import DEADLINE_NS_MAX
 
 RATE_BURST_S = 0.1
 """What a client may save up, in seconds of its rate: a burst within that is no more than the rate says, on average."""
+
+EVICTED_MAX = 8
+"""Requests that one newcomer may replace in a full queue: those below it may be far smaller than it is."""
 
 WORKERLESS_NS = 1_000_000_000
 """Without any worker for so long, one is not just being replaced (0.3 s): who comes then is told at once."""
@@ -126,7 +129,7 @@ class Admission:
         elif not model.ready and self._is_out_of_order(model, now_ns):
             closing.end(entry, Ending.SHED, Reason.NO_WORKER, now_ns)
         elif (
-            queue.count >= model.queue_requests
+            queue.count >= model.half_requests
             or queue.payload_bytes + entry.payload_bytes > model.queue_bytes_max
             or self._ledger.open_of[model.index] > model.in_flight_max
         ) and (full := self._full(entry, model, now_ns)) is not None:
@@ -157,30 +160,21 @@ class Admission:
         """The limit that this request would break and nobody gives way for, None when there is room."""
         for _ in range(EVICTED_MAX):
             reason = self._limit(entry, model)
-            if reason is None or not self._give_way(entry, model, now_ns):
+            other = lowest_below(model.queue, entry.request.priority)
+            if reason is None or other is None:
                 return reason
+            self._evict((other,), model, now_ns)
         return self._limit(entry, model)
 
     def _limit(self, entry: Entry, model: ModelState) -> Reason | None:
         queue = model.queue
-        if queue.count >= model.queue_requests:
+        if queue.count >= model.queue_requests * (1 - surplus(queue, entry)):
             return Reason.QUEUE_FULL
         if queue.payload_bytes + entry.payload_bytes > model.queue_bytes_max:
             return Reason.BYTES_FULL
         if self._ledger.open_of[model.index] > model.in_flight_max:
             return Reason.IN_FLIGHT_FULL
         return None
-
-    def _give_way(self, entry: Entry, model: ModelState, now_ns: int) -> bool:
-        """Evict one queued request that has less right to its place than this one; False where there is none."""
-        queue = model.queue
-        other = lowest_below(queue, entry.request.priority)
-        if other is None:
-            other = heaviest(queue, entry.session, self._ledger.sessions, entry)
-        if other is None:
-            return False
-        self._evict((other,), model, now_ns)
-        return True
 
     def _evict(self, entries: Sequence[Entry], model: ModelState, now_ns: int) -> None:
         for entry in entries:
@@ -207,16 +201,11 @@ class Admission:
         forecast, queue = model.forecast, model.queue
         if forecast.now_ns != now_ns:
             forecast.refresh(self._roster.of_model(model.index), model.max_batch, now_ns)
-        for _ in range(EVICTED_MAX):
-            late = make_room(queue, forecast, entry)
-            if late is not None:
-                self._evict(late, model, now_ns)
-                return True
-            other = heaviest(queue, entry.session, self._ledger.sessions, entry)
-            if other is None:
-                return False
-            self._evict((other,), model, now_ns)
-        return False
+        late = make_room(queue, forecast, entry)
+        if late is None:
+            return False
+        self._evict(late, model, now_ns)
+        return True
 
     def _doubt(self, entry: Entry, model: ModelState, now_ns: int) -> None:
         """A refusal by prediction weakens what it rests on: nothing else corrects it once it refuses everything."""

@@ -12,6 +12,7 @@ request waits for at most so many batches before the first of its priority is se
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate, islice
 
@@ -29,24 +30,23 @@ LOOK_MAX = 256
 
 
 class ModelQueue:
-    """Queued requests of one model, counted in requests, rows and bytes, and by client."""
+    """Queued requests of one model, counted in requests, rows and bytes, and by priority and client."""
 
     __slots__ = (
-        "_batches_to_share", "_lines", "_many_rows", "_rows", "_sequence", "by_client", "count", "not_before_ns",
+        "_batches_to_share", "_clients", "_lines", "_many_rows", "_rows", "_sequence", "count", "not_before_ns",
         "payload_bytes", "priorities", "rows", "waiting_since_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._lines: list[list[Place]] = [[] for _ in range(PRIORITY_MAX + 1)]
         self._rows = [0] * (PRIORITY_MAX + 1)
+        self._clients: list[dict[int, int]] = [{} for _ in range(PRIORITY_MAX + 1)]
         self._many_rows = 0
         """Entries with more or fewer rows than one: without any, a place in a line is a count of rows."""
         self._sequence = 0
         self._batches_to_share = SHARE_EVERY
         self.priorities: list[int] = []
         """Those that have anybody, the highest first."""
-        self.by_client: dict[int, int] = {}
-        """Session number to its queued requests."""
         self.count = 0
         self.rows = 0
         self.payload_bytes = 0
@@ -78,8 +78,8 @@ class ModelQueue:
         self.payload_bytes += entry.payload_bytes
         if entry.due_ns < self.not_before_ns:
             self.not_before_ns = entry.due_ns
-        number = entry.session.number
-        self.by_client[number] = self.by_client.get(number, 0) + 1
+        clients, number = self._clients[priority], entry.session.number
+        clients[number] = clients.get(number, 0) + 1
 
     def forget(self, entry: Entry) -> None:
         """Take this queued entry out: it was cancelled or evicted, or its client is lost."""
@@ -99,12 +99,11 @@ class ModelQueue:
         self._rows[request.priority] -= rows
         self._many_rows -= rows != 1
         self.payload_bytes -= entry.payload_bytes
-        number = entry.session.number
-        left = self.by_client[number] - 1
-        if left:
-            self.by_client[number] = left
+        clients, number = self._clients[request.priority], entry.session.number
+        if clients[number] == 1:
+            del clients[number]
         else:
-            del self.by_client[number]
+            clients[number] -= 1
 
     def _drop_empty(self) -> None:
         """After places were taken out."""
@@ -154,6 +153,10 @@ class ModelQueue:
     def line(self, priority: int) -> list[Place]:
         """The places of one priority, in order. Not to be changed."""
         return self._lines[priority]
+
+    def clients(self, priority: int) -> dict[int, int]:
+        """Session number to its queued requests of this priority. Not to be changed."""
+        return self._clients[priority]
 
     def line_rows(self, priority: int) -> int:
         return self._rows[priority]
@@ -253,4 +256,5 @@ class ModelQueue:
         assert sum(e.request.rows or 1 for e in queued) == self.rows == sum(self._rows)
         assert sum((e.request.rows or 1) != 1 for e in queued) == self._many_rows
         assert sum(e.payload_bytes for e in queued) == self.payload_bytes
-        assert sum(self.by_client.values()) == self.count
+        for priority, line in enumerate(self._lines):
+            assert self._clients[priority] == Counter(place[2].session.number for place in line)

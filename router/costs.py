@@ -6,10 +6,10 @@ true when it is the router that is short of time.
 
 A quantile is tracked without keeping a window: after each run the estimate rises by `q` steps when the run was slower
 and falls by `1 - q` steps when it was faster, so that it settles where a share `q` of runs is below (Robbins and
-Monro's stochastic approximation). A step is a fiftieth of the estimate: an outlier of any size moves it by one step, and a
-lasting change of twofold is followed within about seventy runs. A window of the last 256 runs was rejected: it costs a
-sort, and memory, for the same figure. Two quantiles are kept: p95 decides at arrival, p90 again at dispatch, where less
-is unknown.
+Monro's stochastic approximation). A step is a fiftieth of the estimate: an outlier of any size moves it by one step,
+and a lasting change of twofold is followed within about seventy runs. A window of the last 256 runs was rejected: it
+costs a sort, and memory, for the same figure. Two quantiles are kept: p95 decides at arrival, p90 again at dispatch,
+where less is unknown.
 
 Sizes that do not occur for a while follow those that do (every TREND_RUNS runs): else an estimate from a bad time, by
 which large batches are never formed again, would never be put right.

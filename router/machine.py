@@ -34,9 +34,12 @@ more than a tenth of it. With longer runs it is better to wait and see which wor
 
 
 class RouterMachine:
-    """The router's state and decisions. `counters` may be read at any time."""
+    """The router's state and decisions. `counters` may be read at any time.
 
-    def __init__(self, config: RouterConfig) -> None:
+    admission: what decides who is let in; tests compare others with it.
+    """
+
+    def __init__(self, config: RouterConfig, admission: type[Admission] = Admission) -> None:
         self.config = config
         self.counters = Counters()
         self.ledger = Ledger(len(config.models))
@@ -45,7 +48,7 @@ class RouterMachine:
         self.reserve = Reserve()
         self._outbox = Outbox()
         self._closing = Closing(self.ledger, self.models, self.roster, self.counters, self._outbox)
-        self._admission = Admission(
+        self._admission = admission(
             config, self.ledger, self.models, self.roster, self.reserve, self._closing, self.counters, self._outbox
         )
         self._runs = Runs(self.models, self.roster, self.reserve, self._closing, self.counters, self._outbox)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from router.batching import ModelQueue
 from router.config import Behaviour, ModelConfig
 from router.costs import RunCosts
 from router.fallback import FAILURE_OF, table
 from router.forecast import Forecast
 from router.retries import RetryBudget
+from router.shedding import SURPLUS_MAX
 from shm.client import Request
 from shm.endings import Reason
 from shm.errors import TensorRefused
@@ -33,6 +36,7 @@ class ModelState:
         "costs",
         "deadline_ns",
         "forecast",
+        "half_requests",
         "hang_ns",
         "has_rules",
         "in_flight_max",
@@ -62,6 +66,8 @@ class ModelState:
         self.max_delay_ns = int(config.max_delay_ms * 1e6)
         self.hang_ns = int(config.hang_ms * 1e6)
         self.queue_requests = config.queue_requests
+        self.half_requests = math.ceil(config.queue_requests * (1 - SURPLUS_MAX))
+        """With fewer in the queue it is full for nobody."""
         self.in_flight_max = config.in_flight_max or NO_LIMIT
         self.queue_bytes_max = config.queue_mib * 1024 * 1024
         self.has_rules = config.rules is not None

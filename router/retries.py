@@ -1,5 +1,5 @@
 """A budget for second runs, one a model: a tenth of what comes in may be run again, so that a storm of crashes
-cannot double the load on the workers that are left (Google, Site Reliability Engineering, chapter 21: per-client retry budget).
+cannot double the load on the workers that are left (Google, Site Reliability Engineering, 2016, chapter 21).
 """
 
 from __future__ import annotations

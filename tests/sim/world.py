@@ -113,8 +113,8 @@ class World:
             if client.alive:
                 assert client.pool.free_count == client.pool.slot_count, "a client misses slots"
         endings = (
-            counters.answers_model, counters.answers_rules, counters.answers_last_good, counters.answers_constant, counters.shed, counters.expired, counters.invalid,
-            counters.failed, counters.cancelled,
+            counters.answers_model, counters.answers_rules, counters.answers_last_good, counters.answers_constant,
+            counters.shed, counters.expired, counters.invalid, counters.failed, counters.cancelled,
         )  # fmt: skip
         assert counters.requests == self.truth.taken == sum(endings) + counters.orphaned
         # An answer and its client's end in one turn count as either.

@@ -199,9 +199,9 @@ def test_what_is_due_is_not_hidden_behind_an_earlier_deadline_with_less_reserve(
 
 def test_places_are_counted_by_client():
     queue = queue_of(entry(1), entry(2))
-    assert queue.by_client == {1: 2}
+    assert queue.clients(0) == {1: 2}
     take(queue)
-    assert queue.by_client == {}
+    assert queue.clients(0) == {}
 
 
 def test_rows_before_a_newcomer_are_those_of_higher_priorities_and_of_earlier_or_equal_deadlines():
