@@ -190,6 +190,7 @@ def router_config(config: Config) -> RouterConfig:
     """What the router is told."""
     return RouterConfig(
         models=[model_config(name, model) for name, model in config.models.items()],
+        source=config.source,
         isolation=config.farm.isolation,
         service_group=config.farm.service_group,
         clients_max=config.router.clients_max,

@@ -97,6 +97,8 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
 
 class RouterConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     models: Annotated[list[ModelConfig], Meta(min_length=1, max_length=1024)]
+    source: str = ""
+    """The file or call that all this came from, for messages."""
     isolation: Literal["same-uid", "group"] = "same-uid"
     service_group: str | None = None
     clients_max: Whole = 256

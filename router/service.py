@@ -298,7 +298,7 @@ class RouterService:
             self._answering.bind(link.model, ready.signature)
         except AnswerRefused as refused:
             # Better no farm than one that has no answer when time runs out, which is when it would be noticed.
-            log.error("fallback_refused %s", refused)
+            log.error("fallback_refused %s: %s", self._config.source, refused)
             self.exit_code = UNUSABLE
             self.stopped.set()
             return
@@ -383,5 +383,6 @@ def main(leash: socket.socket) -> int:
     try:
         return uvloop.run(_serve(leash, told))
     except AnswerRefused as refused:
-        log.error("fallback_refused %s", refused)
+        source = msgspec.json.decode(told.config, type=RouterConfig).source
+        log.error("fallback_refused %s: %s", source, refused)
         return UNUSABLE

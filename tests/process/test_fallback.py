@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,10 @@ import numpy as np
 import pytest
 
 import farm
-from farm import control
+from farm import control, exits
 from shm.control import ScaleWanted
 from tests import models
-from tests.farmprocess import wait_until
+from tests.farmprocess import Serving, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -215,6 +216,32 @@ def test_a_row_that_says_reject_refuses_by_the_reason(rejecting, failure):
         assert caught.value.retry_after_ms
     if failure == "guard":
         assert "output 'y' is 18 in row 0, place [0]; it must be from 0 to 17" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        (
+            "[[models.quick.rules.rules]]\nname = 'low'\nwhen = 'index <'\nanswer = {y = 0.0}\n",
+            r"fallback_refused {file}: model quick: rule 'low': Failed to parse .*:1:8: ",
+        ),
+        (
+            "[[models.quick.rules.rules]]\nname = 'low'\nwhen = 'idx < 1'\nanswer = {y = 0.0}\n",
+            r"fallback_refused {file}: model quick: rule 'low': 'idx' is no feature; known are index",
+        ),
+        ("[models.quick.constant]\nz = 1.0\n", r"fallback_refused {file}: model quick: constant: .* lacks output 'y'"),
+        ("[models.quick.guard.ranges]\nz = [0, 1]\n", r"load_failed .*guard: ranges\.z: the model has no such output"),
+    ],
+    ids=["rule_compiles", "rule_fits", "constant_fits", "guard_fits"],
+)
+def test_a_farm_that_would_have_no_answer_when_time_runs_out_does_not_start(tmp_path, farm_command, rest, said):
+    models.gather(tmp_path / "quick.onnx")
+    file = tmp_path / "farm.toml"
+    file.write_text('[models.quick]\npath = "quick.onnx"\n' + rest)
+    with Serving(farm_command, tmp_path / "run", "--config", str(file)) as serving:
+        assert serving.ended() == exits.GAVE_UP
+    pattern = said.replace("{file}", re.escape(str(file)))
+    assert [line for line in serving.lines if re.match(pattern, line)], serving.lines
 
 
 def test_without_a_last_answer_the_next_step_is_tried(tmp_path):

@@ -201,7 +201,9 @@ def test_a_key_stands_in_one_section_only():
 
 def test_defaults_of_the_file_are_those_of_router_and_workers():
     config = configuration.for_models({"a": "/a.onnx"}, "test")
-    assert configuration.router_config(config) == RouterConfig(models=[ModelConfig(name="a", path="/a.onnx")])
+    assert configuration.router_config(config) == RouterConfig(
+        models=[ModelConfig(name="a", path="/a.onnx")], source="test"
+    )
     expected = WorkerConfig(name="a", path="/a.onnx", session=SessionConfig())
     assert configuration.worker_config(config, "a", ()) == expected
 
