@@ -106,10 +106,12 @@ class Constant:
         self._outputs = signature.outputs
         self._row_form = RowPlan(signature.inputs).row_form
         self._row = encode_row("constant", answer, signature.outputs)
+        self._alone = assemble(self._outputs, [self._row])
 
     def answer(self, rows: int) -> Made:
         """Raises AnswerRefused: too large for a reply, or for no rows."""
-        return assemble(self._outputs, [self._row] * rows_of(rows, self._row_form))
+        rows = rows_of(rows, self._row_form)
+        return assemble(self._outputs, [self._row] * rows) if rows > 1 else self._alone
 
 
 def _flat(value: Value | list[Scalar]) -> list[Any]:

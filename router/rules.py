@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import cel
 
-from router.answers import AnswerRefused, Row, assemble, encode_row, rows_of
+from router.answers import AnswerRefused, Made, Row, assemble, encode_row, rows_of
 from router.config import RuleConfig, RulesConfig
 from shm.client import Request
 from shm.layout import DTYPES, STRING, RowPlan, Signature, Tensor, TensorSpec
@@ -32,6 +32,7 @@ ROW_NS_MAX: Final = 50_000
 as a turn of the router can bear now and then. Thirty-five plain comparisons take this long."""
 READ_BYTE_NS: Final = 0.35
 """To copy an input out of its slots: 0.37 ms a MiB where pages are touched for the first time."""
+LAYOUTS_KEPT: Final = 1024
 COST_REPEATS: Final = 31
 COST_ATTEMPTS: Final = 3
 """A machine that is busy makes medians larger, never smaller, so the least of some is the nearest to the truth."""
@@ -116,7 +117,9 @@ class RuleBook:
         self._readers: dict[str, _Reader] = {}
         self._inputs: RowPlan = RowPlan(())
         self._outputs: RowPlan = RowPlan(())
+        self._layouts: dict[int, tuple[tuple[int, ...], int]] = {}
         self._answers: dict[str, Row] = {}
+        self._alone: dict[str, Made] = {}
 
     @property
     def variables(self) -> set[str]:
@@ -125,6 +128,7 @@ class RuleBook:
     def bind(self, signature: Signature) -> None:
         """Find each variable's place in the inputs, encode each answer for the outputs, measure what a row costs."""
         self._inputs, self._outputs = RowPlan(signature.inputs), RowPlan(signature.outputs)
+        self._layouts.clear()
         readers = self._find_readers(signature)
         for rule in self._rules:
             for variable in rule.variables:
@@ -139,6 +143,8 @@ class RuleBook:
         self._answers = {
             rule.name: encode_row(f"rule {rule.name!r}", rule.answer, signature.outputs) for rule in self._rules
         }
+        # Most requests have one row, and to put an answer together takes longer than to find it.
+        self._alone = {name: assemble(signature.outputs, [row]) for name, row in self._answers.items()}
         self._measure()
 
     def _find_readers(self, signature: Signature) -> dict[str, _Reader]:
@@ -199,16 +205,16 @@ class RuleBook:
         payload = bytes(max((reader.stride for reader in self._readers.values()), default=0))
         return _median_ns(lambda: self._read(payload, starts, 0))
 
-    def cost_ns(self, request: Request) -> int:
-        """What `answer` takes for this request at most, its copy of the input included."""
-        return int((request.rows or 1) * self.row_ns + self.payload_bytes(request) * READ_BYTE_NS)
+    def cost_ns(self, rows: int, payload_bytes: int) -> int:
+        """What a request of so many rows takes at most, the copy of its input included."""
+        return int((rows or 1) * self.row_ns + payload_bytes * READ_BYTE_NS)
 
     def payload_bytes(self, request: Request) -> int:
         """How much of the request's slots `answer` reads."""
         if not self._readers:
             return 0
         if request.tensors is None:
-            return self._inputs.payload_bytes(request.rows)
+            return self._layout(request.rows)[1]
         return max((tensor.offset + tensor.payload_bytes for tensor in request.tensors), default=0)
 
     def choose(self, request: Request, payload: bytes) -> list[Rule]:
@@ -218,12 +224,12 @@ class RuleBook:
             AnswerRefused: no rule holds for a row, or one could not be evaluated.
         """
         rows = rows_of(request.rows, self._inputs.row_form)
-        starts: list[int | None] = list(self._inputs.offsets(request.rows)) if request.tensors is None else []
-        if request.tensors is not None:
-            starts = [None] * len(self._inputs.specs)
-            for tensor in request.tensors:
-                if tensor.index < len(starts):
-                    starts[tensor.index] = tensor.offset
+        starts: Sequence[int | None]
+        if request.tensors is None:
+            starts = self._layout(request.rows)[0]
+        else:
+            told = {tensor.index: tensor.offset for tensor in request.tensors}
+            starts = [told.get(index) for index in range(len(self._inputs.specs))]
         return [self._first(self._read(payload, starts, row)) for row in range(rows)]
 
     def answer(self, request: Request, payload: bytes) -> tuple[tuple[Tensor, ...], bytes, str, str | None]:
@@ -236,9 +242,21 @@ class RuleBook:
             AnswerRefused: no rule holds for a row, a rule could not be evaluated, or the answer is too large to inline.
         """
         chosen = self.choose(request, payload)
+        if len(chosen) == 1:
+            rule = chosen[0]
+            return *self._alone[rule.name], rule.name, rule.decision
         names = list(dict.fromkeys(rule.name for rule in chosen))
         tensors, inline = assemble(self._outputs.specs, [self._answers[rule.name] for rule in chosen])
         return tensors, inline, "+".join(names)[:512], chosen[0].decision
+
+    def _layout(self, rows: int) -> tuple[tuple[int, ...], int]:
+        """Where each input begins when the signature says it, and where the last one ends."""
+        layout = self._layouts.get(rows)
+        if layout is None:
+            layout = self._inputs.offsets(rows), self._inputs.payload_bytes(rows)
+            if len(self._layouts) < LAYOUTS_KEPT:
+                self._layouts[rows] = layout
+        return layout
 
     def row_of(self, rule: Rule) -> Row:
         """What this rule answers, as bytes a row and output."""
