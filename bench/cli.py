@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--targets", metavar="A,B", help="instead of what the scenarios say; see `list`")
     verb.add_argument("--repeats", type=int, metavar="N", help="instead of what the scenarios say, mostly 3")
     verb.add_argument("--seconds", type=float, metavar="S", help="of each step, instead of what the scenarios say")
-    verb.add_argument("--quick", action="store_true", help="short steps, at most three of a scenario, once, no peers")
+    verb.add_argument("--quick", action="store_true", help="the first and the last step of each, short, once, no peers")
     _add_quiet(verb)
     _add_output(verb)
     verb.set_defaults(run=_run)

@@ -56,8 +56,8 @@ def test_scenario_can_be_run_as_it_stands(name, tmp_path):
 @pytest.mark.parametrize("name", ALL)
 def test_quick_run_is_short(name, tmp_path):
     steps = scenario.steps_of(scenario.load(name), str(tmp_path), quick=True)
-    assert len(steps) <= 3
-    assert sum(step.load.seconds for step in steps) <= 4.0
+    assert len(steps) <= 2
+    assert sum(step.load.seconds for step in steps) <= 2.0
 
 
 @pytest.mark.parametrize("name", FAULTS)
