@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import compare, report, result, scenario, sweep, targets
+from bench import compare, markdown, report, result, scenario, sweep, targets
 from bench.progress import Progress
 from bench.run import Options, measure
 from bench.target import TargetFailed
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("report", help="a page and pictures of a result, beside it")
     verb.add_argument("result", type=Path)
+    verb.add_argument("--markdown", action="store_true", help="print its tables as Markdown instead")
     verb.set_defaults(run=_report)
     return parser
 
@@ -179,6 +180,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     measured = result.load(options.result)
+    if options.markdown:
+        print(markdown.text(measured), end="")
+        return 0
     print(report.table(measured))
     print(f"report: {report.write(measured, options.result)}")
     return 0

@@ -47,13 +47,13 @@ def table(result: Result) -> str:
     lines = []
     names = [column for column in COLUMNS if column[0] in TERMINAL]
     wide = max((len(place.label) for place in places_of(result)), default=10) + 2
-    for scenario, runs in _by_scenario(result).items():
+    for scenario, runs in by_scenario(result).items():
         lines.append(f"\n{scenario}: {result.about.get(scenario, '')}")
         lines.append(f"  {'':<{wide}}{'':<20}" + "".join(f"{title:>11}" for _, title, _ in names))
         for place, group in runs.items():
             cells = "".join(f"{_median(group, name, form):>11}" for name, _, form in names)
             lines.append(f"  {place.label:<{wide}}{place.target:<20}{cells}{_remark(group)}")
-        lines += [f"  {line}" for line in _at_capacity(runs)]
+        lines += [f"  {line}" for line in at_capacity(runs)]
     lines += [f"left out: {what}" for what in result.left_out]
     if result.interrupted:
         lines.append("interrupted: the rest was not measured")
@@ -68,7 +68,7 @@ def write(result: Result, beside: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     colours = plots.colours_of(places_of(result))
     parts = [_head(result)]
-    for scenario, runs in _by_scenario(result).items():
+    for scenario, runs in by_scenario(result).items():
         parts.append(f"<h2>{_text(scenario)}</h2><p>{_text(result.about.get(scenario, ''))}</p>")
         drawn = {
             "goodput": ("Goodput against load", plots.load_curve(runs, colours)),
@@ -78,7 +78,7 @@ def write(result: Result, beside: Path) -> Path:
             "stages": ("Where the time goes", plots.stages(runs)),
         }
         parts.append(_table(runs))
-        parts += [f"<p>{_text(line)}</p>" for line in _at_capacity(runs)]
+        parts += [f"<p>{_text(line)}</p>" for line in at_capacity(runs)]
         for kind, (title, figure) in drawn.items():
             if figure is not None:
                 png = _png(figure)
@@ -89,7 +89,7 @@ def write(result: Result, beside: Path) -> Path:
         parts.append(_processes(runs))
     parts.append(_host(result))
     page = directory / "index.html"
-    title = ", ".join(_by_scenario(result))
+    title = ", ".join(by_scenario(result))
     page.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>bench: {_text(title)}</title>'
         f"<style>{STYLE}</style>{''.join(parts)}</html>"
@@ -97,7 +97,7 @@ def write(result: Result, beside: Path) -> Path:
     return page
 
 
-def _by_scenario(result: Result) -> dict[str, Runs]:
+def by_scenario(result: Result) -> dict[str, Runs]:
     scenarios: dict[str, Runs] = {}
     for place, runs in places_of(result).items():
         scenarios.setdefault(place.scenario, {})[place] = runs
@@ -131,7 +131,7 @@ def _remark(group: list[Measured]) -> str:
     return "".join(parts)
 
 
-def _at_capacity(runs: Runs) -> list[str]:
+def at_capacity(runs: Runs) -> list[str]:
     """For scenarios of multiples of capacity: goodput beside its value at capacity, for each kind of step."""
     lines = []
     base: dict[tuple[str, str], float] = {}

@@ -92,3 +92,12 @@ def test_file_that_is_no_result_is_refused_by_name(tmp_path, text):
         path.write_text(text)
     with pytest.raises(ConfigError, match=r"other\.json"):
         load(path)
+
+
+def test_markdown_has_a_row_for_each_step_and_says_what_is_void():
+    from bench import markdown
+
+    told = markdown.text(Result(runs=runs("farm", [100, 101]) + runs("mosec", [90], void="late"), left_out=["x: no"]))
+    assert "| 40 in flight | farm | 100 | 100 |" in told
+    assert "| 40 in flight (void) | mosec | - |" in told
+    assert "- left out: x: no" in told
