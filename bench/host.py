@@ -21,7 +21,8 @@ PACKAGES = ("numpy", "onnxruntime", "pyzmq", "msgspec", "uvloop", "hdrhistogram"
 
 
 class Ticks(Struct, frozen=True):
-    """All CPUs so far, in clock ticks: given to others by the hypervisor, busy, and in all."""
+    """All CPUs so far, in clock ticks: given to others by the hypervisor, busy, and in all. What runs niced is not
+    counted as busy: it gives way."""
 
     stolen: int
     busy: int
@@ -32,8 +33,8 @@ class Ticks(Struct, frozen=True):
         user, nice, system, idle, waiting, irq, softirq, stolen = (
             int(field) for field in _read("/proc/stat").splitlines()[0].split()[1:9]
         )
-        busy = user + nice + system + irq + softirq
-        return cls(stolen, busy, busy + idle + waiting + stolen)
+        busy = user + system + irq + softirq
+        return cls(stolen, busy, busy + nice + idle + waiting + stolen)
 
 
 def facts() -> dict[str, Any]:
