@@ -94,24 +94,22 @@ class Answering:
             return reply
         refusal: dict[str, Any] = {}
         for step in action.steps:
-            changes: dict[str, Any] | None = None
-            try:
-                if step == "rules":
-                    made, rule, decision = self.ruling.answer(action.model, action.request, owner.arena)
-                    changes = _answered(Ending.RULES, made) | {"rule": rule, "decision": decision}
-                elif step == "last_good":
-                    changes = self._from_last_good(action.model, action.request, owner)
-                elif step == "constant":
-                    changes = self._from_constant(action.model, action.request.rows)
-            except RulesBusy:
-                refusal = {"ending": Ending.SHED, "reason": Reason.RULES_BUSY, "retry_after_ms": BUSY_RETRY_MS}
-            except AnswerRefused as refused:
-                if step == "rules":
+            answered = None
+            if step == "rules":
+                try:
+                    answered = self._by_rules(action.model, action.request, owner)
+                except RulesBusy:
+                    refusal = {"ending": Ending.SHED, "reason": Reason.RULES_BUSY, "retry_after_ms": BUSY_RETRY_MS}
+                except AnswerRefused as refused:
                     own = f"{reply.message}; and " if reply.message else ""
                     message = f"{own}the rules gave no answer: {refused}"
                     refusal = {"reason": Reason.RULE_ERROR, "message": message[:MESSAGE_CHARS_MAX]}
-            if changes is not None:
-                return replace(reply, **changes)
+            elif step == "last_good":
+                answered = self._by_last_good(action.model, action.request, owner)
+            elif step == "constant":
+                answered = self._by_constant(action.model, action.request.rows)
+            if answered is not None:
+                return replace(reply, **answered)
         return replace(reply, **refusal) if refusal else reply
 
     def keep(self, action: ev.KeepAnswer) -> None:
@@ -153,17 +151,25 @@ class Answering:
             "last_good_keys": len(self._last_good[model]),
         }
 
-    def _from_last_good(self, model: int, request: Request, owner: Owner) -> dict[str, Any] | None:
+    def _by_rules(self, model: int, request: Request, owner: Owner) -> dict[str, Any]:
+        """Raises RulesBusy, or AnswerRefused: the rules have no answer for it."""
+        made, rule, decision = self.ruling.answer(model, request, owner.arena)
+        return _answered(Ending.RULES, made) | {"rule": rule, "decision": decision}
+
+    def _by_last_good(self, model: int, request: Request, owner: Owner) -> dict[str, Any] | None:
         if request.key is None:
             return None
         made = self._last_good[model].find((owner.uid, request.key), request.rows, self._clock_ns())
         return _answered(Ending.LAST_GOOD, made) if made is not None else None
 
-    def _from_constant(self, model: int, rows: int) -> dict[str, Any] | None:
+    def _by_constant(self, model: int, rows: int) -> dict[str, Any] | None:
         fitted = self._fitted[model]
         if fitted is None or fitted.constant is None:
             return None
-        return _answered(Ending.CONSTANT, fitted.constant.answer(rows))
+        try:
+            return _answered(Ending.CONSTANT, fitted.constant.answer(rows))
+        except AnswerRefused:
+            return None  # of so many rows, or none
 
 
 def _answered(ending: Ending, made: Made) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Endings:
 
     @staticmethod
     def failed(reason: str = "model_error", *, message: str | None = None, after_ms: float = 0.0) -> Scripted:
-        """`RunFailed`: `worker_died`, `poison` or `model_error`."""
+        """`RunFailed`: `worker_died`, `poison`, `model_error`, `guard` and their like."""
         return refused(Ending.FAILED, reason, message=message, after_ms=after_ms)
 
     @staticmethod
