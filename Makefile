@@ -4,6 +4,7 @@
 # make dev    .venv with the farm as it stands here, and every tool
 # make model  train the embedded model anew and compare with what is committed
 # make bench SCENARIOS="bidding text"   measure, beside peers where a scenario names them; make bench-quick: a little of each
+# make bench-check ROWS=one,forty   the farm beside its peers, judged row by row; BENCH_ARGS=--quick for a short one
 # make sim SEED=n   one simulated world again, turn by turn; make sim-long HOURS=n goes through new ones
 # make clean  remove what all of these made
 #
@@ -13,7 +14,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test lint check model sim sim-long bench bench-quick clean
+.PHONY: help demo dev test lint check model sim sim-long bench bench-quick bench-check clean
 
 PIP_INSTALL := bin/python -m pip --disable-pip-version-check install --quiet
 PACKAGES := farm router workers shm
@@ -97,6 +98,9 @@ bench: .venv/.dev
 
 bench-quick: .venv/.dev
 	@.venv/bin/python -m bench run --quick $(BENCH_ARGS)
+
+bench-check: .venv/.dev
+	@.venv/bin/python -m bench.check $(if $(ROWS),--rows $(ROWS)) $(BENCH_ARGS)
 
 model: .venv-train/.tools
 	.venv-train/bin/python tools/train_wdbc.py --check

@@ -37,11 +37,19 @@ def _zeromq(directory: str) -> Target:
     return ZeromqPeer("zeromq")
 
 
+def _unchecked(directory: str) -> Target:
+    from bench.peers import unchecked
+
+    found: Target = unchecked.target(directory, "farm-unchecked")
+    return found
+
+
 PEERS: dict[str, Callable[[str], Target]] = {
     "ort-1": partial(_ort, name="ort-1", processes=1),
     "ort-n": partial(_ort, name="ort-n", processes=None),
     "ort-n-batch8": partial(_ort, name="ort-n-batch8", processes=None, batch=8),
     "zeromq": _zeromq,
+    "farm-unchecked": _unchecked,
     **{name: partial(_http, name=name) for name in HTTP},
 }
 """Name to what makes it, given a directory for its files. Making one is cheap: nothing starts, little is imported."""

@@ -38,6 +38,8 @@ class ZeromqPeer:
             return "serves one model only"
         if case.models[0].dtype != "float32" or len(case.models[0].row) != 1:
             return "its workers here take rows of float32 only"
+        if load.open_loop:
+            return "its load client is Python's: it would show itself, not the server"
         return None
 
     def prepare(self) -> None:
@@ -74,12 +76,9 @@ class ZeromqPeer:
         generator = Children(f"{self.name}-load")
         try:
             np.save(generator.path("row.npy"), self._model.one())
-            if load_.open_loop:
-                load.due_of(load_).tofile(generator.path("due"))
             told = {
                 "front": f"ipc://{self._children.path('front')}",
                 "row": str(generator.path("row.npy")),
-                "due": str(generator.path("due")) if load_.open_loop else None,
                 "tape": str(generator.path("tape")),
                 "in_flight": load_.in_flight,
                 "grace_ns": int((load_.deadline_ms / 1e3 + load.GRACE_S) * 1e9),
@@ -88,7 +87,7 @@ class ZeromqPeer:
             generator.wait_words(b"ready", READY_S)
             begin_ns = monotonic_ns() + int((load.LEAD_S + load_.warm_s) * 1e9)
             end_ns = begin_ns + int(load_.seconds * 1e9)
-            generator.tell(process, f"{begin_ns} {end_ns}")
+            generator.tell(process, str(end_ns))
             watcher.begin(begin_ns)
             time.sleep(max(0.0, (end_ns - monotonic_ns()) / 1e9))
             watcher.end()
@@ -109,23 +108,19 @@ class ZeromqPeer:
 
 
 def generate(told: dict[str, Any]) -> None:
-    """One process, all sockets; an open loop goes over one socket and matches answers in their order."""
+    """One process, a socket for each request in flight."""
     payload = np.load(told["row"]).tobytes()
     context: Any = zmq.Context()
-    due = np.fromfile(told["due"], np.int64) if told["due"] else None
-    sockets = [context.socket(zmq.DEALER) for _ in range(64 if due is not None else told["in_flight"])]
+    sockets = [context.socket(zmq.DEALER) for _ in range(told["in_flight"])]
     for socket in sockets:
         socket.linger = 0
         socket.connect(told["front"])
         socket.send(payload)
         socket.recv()
     print("ready", flush=True)
-    begin_ns, end_ns = (int(word) for word in sys.stdin.readline().split())
+    end_ns = int(sys.stdin.readline())
     began_s = time.process_time()
-    if due is None:
-        records = _closed(sockets, payload, end_ns, told["grace_ns"])
-    else:
-        records = _open(sockets, payload, (due + begin_ns).tolist(), end_ns + told["grace_ns"])
+    records = _closed(sockets, payload, end_ns, told["grace_ns"])
     cpu_s = time.process_time() - began_s
     np.array(records, np.int64).reshape(-1, 5).tofile(told["tape"])
     with open(told["tape"] + ".cpu", "w") as file:
@@ -152,34 +147,6 @@ def _closed(sockets: list[Any], payload: bytes, end_ns: int, grace_ns: int) -> l
                 sent[socket] = now
                 socket.send(payload)
     return records + [(at, at, at, 0, 0) for at in sent.values()]
-
-
-def _open(sockets: list[Any], payload: bytes, due: list[int], last_ns: int) -> list[tuple[int, int, int, int, int]]:
-    """Each socket has one request under way at most, so that an answer belongs to its request; the rest waits."""
-    records: list[tuple[int, int, int, int, int]] = []
-    poller = zmq.Poller()
-    for socket in sockets:
-        poller.register(socket, zmq.POLLIN)
-    resting, under_way = list(sockets), dict[Any, tuple[int, int, int]]()
-    at = taken = 0
-    came: list[int] = []
-    while (at < len(due) or under_way) and monotonic_ns() < last_ns:
-        now = monotonic_ns()
-        while taken < len(due) and due[taken] <= now:
-            came.append(now)
-            taken += 1
-        while at < taken and resting:
-            socket = resting.pop(0)
-            under_way[socket] = (due[at], came[at], monotonic_ns())
-            socket.send(payload)
-            at += 1
-        wait_ms = max(0, (due[taken] - monotonic_ns()) // 1_000_000) if taken < len(due) else 100
-        for socket, _ in poller.poll(wait_ms):
-            socket.recv()
-            records.append((*under_way.pop(socket), monotonic_ns(), load.ANSWERED))
-            resting.append(socket)
-    records += [(*moments, 0, 0) for moments in under_way.values()]
-    return records + [(moment, moment, moment, 0, 0) for moment in due[at:]]
 
 
 if __name__ == "__main__":

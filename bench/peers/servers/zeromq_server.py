@@ -1,4 +1,4 @@
-"""The processes of the bare ZeroMQ peer: `zeromq_server.py proxy FRONT BACK` and `work BACK {"path", "input", "columns"}`.
+"""The processes of the bare ZeroMQ peer: `zeromq_server.py proxy FRONT BACK`, or `work BACK JSON`.
 
 Each says `ready` once it serves.
 """
