@@ -28,12 +28,15 @@ from shm.client import Request
 from shm.layout import DTYPES, STRING, RowPlan, Signature, Tensor, TensorSpec
 
 ROW_NS_MAX: Final = 50_000
-"""All conditions of a book, evaluated once: a hundred requests that time out together then take 5 ms, which is as much
-as a turn of the router can bear now and then. Thirty-five plain comparisons take this long."""
+"""All conditions of a book, evaluated once: ten rows then spend what a turn may (`router.ruling`). Thirty-five plain
+comparisons take this long."""
 READ_BYTE_NS: Final = 0.35
 """To copy an input out of its slots: 0.37 ms a MiB where pages are touched for the first time."""
 LAYOUTS_KEPT: Final = 1024
-COST_REPEATS: Final = 31
+SAMPLES: Final = (0, 1, -1, 100, 100_000)
+"""Values that every feature is given in turn to try rules out with: the half of a condition that is not needed is not
+evaluated, so that one sample would leave much of it untried."""
+COST_REPEATS: Final = 15
 COST_ATTEMPTS: Final = 3
 """A machine that is busy makes medians larger, never smaller, so the least of some is the nearest to the truth."""
 
@@ -72,10 +75,13 @@ class Rule:
             self.variables = tuple(self.program.variables())
 
     def holds(self, features: dict[str, Any]) -> bool:
+        return self._evaluate(features) is True
+
+    def _evaluate(self, features: dict[str, Any]) -> Any:
         if self.program is None:
             return True
         try:
-            return self.program.execute({name: features[name] for name in self.variables}) is True
+            return self.program.execute({name: features[name] for name in self.variables})
         except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError) as error:
             raise RuleRefused(f"rule {self.name!r} could not be evaluated: {_first_line(error)}") from error
 
@@ -88,12 +94,15 @@ class Rule:
 
     def try_out(self, features: dict[str, Any]) -> None:
         """Functions and types are looked up when a condition is evaluated: once at start, then, and not first when
-        a request has run out of time. Arithmetic depends on values and is no fault of the rule."""
+        a request has run out of time. Arithmetic and places in lists depend on values and are no fault of the rule."""
         try:
-            self.holds(features)
+            said = self._evaluate(features)
         except RuleRefused as refused:
-            if not isinstance(refused.__cause__, ArithmeticError):
+            if not isinstance(refused.__cause__, ArithmeticError | LookupError):
                 raise
+        else:
+            if not isinstance(said, bool):
+                raise RuleRefused(f"rule {self.name!r}: the condition gives {said!r}; it must give true or false")
 
 
 class RuleBook:
@@ -137,9 +146,9 @@ class RuleBook:
                         f"rule {rule.name!r}: {variable!r} is no feature; known are {_some(sorted(readers)) or 'none'}"
                     )
         self._readers = {name: readers[name] for name in self.variables}
-        zeros = {name: reader.sample(0) for name, reader in self._readers.items()}
-        for rule in self._rules:
-            rule.try_out(zeros)
+        for features in self._samples():
+            for rule in self._rules:
+                rule.try_out(features)
         self._answers = {
             rule.name: encode_row(f"rule {rule.name!r}", rule.answer, signature.outputs) for rule in self._rules
         }
@@ -192,13 +201,11 @@ class RuleBook:
             f"{worst!r} takes {self.rule_ns[worst] / 1e3:.1f} of them"
         )
 
+    def _samples(self) -> list[dict[str, Any]]:
+        return [{name: reader.sample(value) for name, reader in self._readers.items()} for value in SAMPLES]
+
     def _cost_of(self, rule: Rule) -> int:
-        """Two samples, since the half of a condition that is not needed is not evaluated."""
-        costs = []
-        for value in (0, 1):
-            features = {name: reader.sample(value) for name, reader in self._readers.items()}
-            costs.append(_median_ns(partial(rule.cost_sample, features)))
-        return max(costs)
+        return max(_median_ns(partial(rule.cost_sample, features)) for features in self._samples())
 
     def _cost_of_reading(self) -> int:
         starts = [0] * len(self._inputs.specs)
@@ -276,7 +283,7 @@ class RuleBook:
 class _Reader:
     """One feature's place: a column of an input."""
 
-    __slots__ = ("_column", "_index", "_input", "_unpack", "sample", "stride")
+    __slots__ = ("_column", "_form", "_index", "_input", "_unpack", "stride")
 
     def __init__(self, spec: TensorSpec, index: int, column: int, width: int) -> None:
         _, size, code = DTYPES[spec.dtype]
@@ -287,10 +294,14 @@ class _Reader:
         self._column = column * size
         self.stride = width * size
 
-        def sample(value: int) -> Any:
-            return form.unpack(form.pack(value))[0]
+        self._form = form
 
-        self.sample = sample
+    def sample(self, value: int) -> Any:
+        """This value as the input's dtype has it; 1 where it has no such value."""
+        try:
+            return self._form.unpack(self._form.pack(value))[0]
+        except (struct.error, OverflowError):
+            return self._form.unpack(self._form.pack(1))[0]
 
     def read(self, payload: bytes, starts: Sequence[int | None], row: int) -> Any:
         start = starts[self._index]

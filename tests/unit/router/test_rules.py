@@ -75,6 +75,17 @@ def test_an_unknown_function_is_refused_at_start():
         book(rule("ceiling(amount) > 1.0"))
 
 
+@pytest.mark.parametrize("first", ["amount < 5.0", "amount > -1.0 && amount < 50.0", "amount == 0.0"])
+def test_an_unknown_function_is_found_behind_what_is_usually_enough(first):
+    with pytest.raises(AnswerRefused, match=r"'r'.*'ceiling'"):
+        book(rule(f"{first} || ceiling(amount) > 1.0"))
+
+
+def test_a_condition_that_is_neither_true_nor_false_is_refused():
+    with pytest.raises(AnswerRefused, match=r"'r': the condition gives 1\.0; it must give true or false"):
+        book(rule("amount + 1.0"))
+
+
 def test_types_that_do_not_go_together_are_refused_at_start():
     with pytest.raises(AnswerRefused, match="'r' could not be evaluated"):
         book(rule("amount + 'a' == 'b'"))
