@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def _remark(group: list[Measured]) -> str:
 
 
 def at_capacity(runs: Runs) -> list[str]:
-    """For scenarios of multiples of capacity: goodput beside its value at capacity, for each kind of step."""
+    """For scenarios of multiples of capacity: goodput beside its value at capacity, for each kind of step, and what the
+    generator took of the CPUs: where it shares them with the server, it takes more the more it offers."""
     lines = []
     base: dict[tuple[str, str], float] = {}
     for place, group in runs.items():
@@ -146,9 +148,14 @@ def at_capacity(runs: Runs) -> list[str]:
         if cut and factor != "1" and told is not None and at_one:
             void = ", void" if not valid(group) else ""
             lines.append(
-                f"{place.target}, {place.label}: goodput {100 * told / at_one:.1f} % of that at capacity{void}"
+                f"{place.target}, {place.label}: goodput {100 * told / at_one:.1f} % of that at capacity{void}; "
+                f"the generator took {_generator_cpus(group):.2f} of a CPU"
             )
     return lines
+
+
+def _generator_cpus(group: list[Measured]) -> float:
+    return statistics.median((run.generator_cpu_us_per_request or 0.0) * run.asked / run.seconds / 1e6 for run in group)
 
 
 def _goodput(group: list[Measured]) -> float | None:
