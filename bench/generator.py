@@ -148,8 +148,12 @@ def _open_loop(job: Job, tape: Tape) -> float:
                 else:
                     open_of[ticket.request_id] = at
                 at += 1
-            next_ns = due[at] if at < count else end_ns
-            tickets = completions(max(0.0, (next_ns - monotonic_ns()) / 1e9))
+            wait_s = max(0.0, ((due[at] if at < count else end_ns) - monotonic_ns()) / 1e9)
+            if not open_of:
+                # Of nothing that is open, nothing completes: `completions` would return at once.
+                time.sleep(wait_s)
+                continue
+            tickets = completions(wait_s)
             now_ns = monotonic_ns()
             for ticket in tickets:
                 index = open_of.pop(ticket.request_id)

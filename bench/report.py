@@ -160,7 +160,7 @@ def _generator_cpus(group: list[Measured]) -> float:
 
 def _goodput(group: list[Measured]) -> float | None:
     counted = valid(group) or group
-    return sorted(run.goodput for run in counted)[len(counted) // 2]
+    return statistics.median(run.goodput for run in counted)
 
 
 def _table(runs: Runs) -> str:
