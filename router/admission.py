@@ -209,7 +209,7 @@ class Admission:
 
     def _doubt(self, entry: Entry, model: ModelState, now_ns: int) -> None:
         """A refusal by prediction weakens what it rests on: nothing else corrects it once it refuses everything."""
-        if model.queue.count or self._roster.pick(model.index, 1) is None:
+        if model.queue.count or self._roster.idle(model.index) is None:
             return
         rows = entry.request.rows or 1
         if now_ns + model.costs.estimate(rows) <= entry.request.deadline_ns - FLOOR_NS:

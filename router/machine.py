@@ -29,8 +29,9 @@ from router.runs import Runs
 from shm.endings import Ending, Reason
 
 PREFETCH_NS = 1_000_000
-"""A worker gets a second run in hand only while a run takes less: the way to the router and back (0.1 ms) is then
-more than a tenth of it. With longer runs it is better to wait and see which worker is free first."""
+"""A worker gets a second run in hand when it is predicted to have done the first within this: it then begins at once,
+and the way to the router and back (0.1 to 0.3 ms) is no loss. Sooner, it is better to wait and see who comes, and which
+worker is free first. One that is over its time by as much may hang, and gets none."""
 
 
 class RouterMachine:
@@ -262,9 +263,9 @@ class RouterMachine:
                     if now_ns < wake_ns:
                         self._wake_ns = wake_ns if self._wake_ns is None else min(self._wake_ns, wake_ns)
                         break
-                worker = self.roster.pick(model.index, 1)
-                if worker is None and model.costs.estimate(model.max_batch) < PREFETCH_NS:
-                    worker = self.roster.pick(model.index, self.config.prefetch_runs)
+                worker = self.roster.idle(model.index)
+                if worker is None and self.config.prefetch_runs > 1:
+                    worker = self.roster.soonest(model.index, now_ns - PREFETCH_NS, now_ns + PREFETCH_NS)
                 if worker is None:
                     break
                 batch = self._next_batch(model, worker, now_ns)

@@ -95,16 +95,24 @@ class Roster:
         self._by_model[worker.model].remove(worker)
         self._empty_since_ns[worker.model] = now_ns
 
-    def pick(self, model: int, runs_max: int) -> Worker | None:
-        """A ready worker with the fewest runs in hand, fewer than `runs_max`; the first of equals: it is warmest."""
-        best = None
-        fewest = runs_max
+    def idle(self, model: int) -> Worker | None:
+        """A ready worker with nothing in hand; the first of equals: it is warmest."""
         for worker in self._by_model[model]:
-            in_hand = len(worker.runs)
-            if in_hand < fewest and worker.state is WorkerState.READY and not worker.suspect:
-                if not in_hand:
-                    return worker
-                best, fewest = worker, in_hand
+            if not worker.runs and worker.state is WorkerState.READY:
+                return worker
+        return None
+
+    def soonest(self, model: int, after_ns: int, before_ns: int) -> Worker | None:
+        """The ready worker with one run in hand that is predicted to be done with it first, between those times."""
+        best = None
+        for worker in self._by_model[model]:
+            if (
+                len(worker.runs) == 1
+                and after_ns < worker.free_ns < before_ns
+                and worker.state is WorkerState.READY
+                and not worker.suspect
+            ):
+                best, before_ns = worker, worker.free_ns
         return best
 
     def ready_count(self, model: int) -> int:

@@ -22,8 +22,8 @@ from router.forecast import Forecast
 from router.ledger import Entry
 
 SURPLUS_SHARE = 0.5
-"""Of ten clients at twice the capacity one asks ten times as often. It gets 1.28 of a tenth and each other 0.96, where
-an even tenth each were right; with a quarter 1.36 and 0.95, without any 5.3 and 0.52 [simulated, docs/ADMISSION.md]."""
+"""Of ten clients at twice the capacity one asks ten times as often. It gets 1.3 of a tenth and each other 0.97, where
+an even tenth each were right; with a quarter 1.4 and 0.95, without any 5.3 and 0.52 [simulated, docs/ADMISSION.md]."""
 SURPLUS_MAX = 0.5
 
 
