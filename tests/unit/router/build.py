@@ -47,23 +47,33 @@ class Bench:
     """A machine with sessions 1 and 2 attached and `workers` ready, a clock, and what each turn wanted."""
 
     def __init__(
-        self, *, workers: int = 1, signature: Signature = ROWS, run_ns: int = 100_000, prefetch: int = 1, **model: Any
+        self,
+        *,
+        workers: int = 1,
+        signature: Signature = ROWS,
+        run_ns: int = 100_000,
+        row_ns: int = 0,
+        prefetch: int = 1,
+        client_rate: float = 0.0,
+        **model: Any,
     ) -> None:
         configs = [ModelConfig(name="m", **model), ModelConfig(name="other")]
-        self.machine = RouterMachine(RouterConfig(models=configs, prefetch_runs=prefetch))
+        config = RouterConfig(models=configs, prefetch_runs=prefetch, client_rate=client_rate)
+        self.machine = RouterMachine(config)
         self.now = NOW
         self.signature = signature
         self.run_ns = run_ns
+        self.row_ns = row_ns
         self.actions: list[ev.Action] = []
         for session in (1, 2):
             self.turn(ev.ClientAttached(session, 64, 256))
         for number in range(1, workers + 1):
             self.add_worker(number)
 
-    def add_worker(self, number: int) -> None:
-        self.turn(ev.WorkerBorn(number, 0))
-        # So that the router takes a run to cost `run_ns`, the way included.
-        costs = [RunCost(rows, max(1, self.run_ns - WAY_NS)) for rows in (1, 32)]
+    def add_worker(self, number: int, model: int = 0) -> None:
+        self.turn(ev.WorkerBorn(number, model))
+        # So that the router takes a run to cost `run_ns`, the way included, and `row_ns` more for each row but one.
+        costs = [RunCost(rows, max(1, self.run_ns + self.row_ns * (rows - 1) - WAY_NS)) for rows in (1, 32)]
         self.turn(ev.WorkerReady(number, self.signature, costs))
 
     def turn(self, *events: ev.Event, after_ms: float = 0.0) -> list[ev.Action]:
@@ -92,6 +102,10 @@ class Bench:
         done = ev.RunFinished(worker, run, status, self.now, self.now + self.run_ns, members or [], copies)
         self.now += self.run_ns
         return self.turn(done)
+
+    def end_run(self, run: int = 1, *, worker: int = 1, after_ms: float = 0.0, status: int = RAN) -> list[ev.Action]:
+        """The same as `finish`, at a moment of the test's choice."""
+        return self.turn(ev.RunFinished(worker, run, status, self.now, self.now, [], Copies()), after_ms=after_ms)
 
     # What the last turn wanted
 
