@@ -12,9 +12,10 @@ COLUMNS = ("per_second", "goodput", "p50", "p99", "p999", "max", "cpu_us_per_req
 def text(result: Result) -> str:
     """A section for each scenario, in the order of the run."""
     host = result.host
+    versions = host.get("versions", {})
     lines = [
         f"{result.began[:10]}, {host.get('cpu')}, {host.get('cpus')} CPUs shared by server and load, kernel "
-        f"{host.get('kernel')}, Python {host.get('python')}, ONNX Runtime {host.get('versions', {}).get('onnxruntime')}.",
+        f"{host.get('kernel')}, Python {host.get('python')}, ONNX Runtime {versions.get('onnxruntime')}.",
         "",
     ]
     titles = [(name, title, form) for name, title, form in report.COLUMNS if name in COLUMNS]
@@ -25,7 +26,11 @@ def text(result: Result) -> str:
         for place, group in runs.items():
             cells = " | ".join(_cell(group, name, form) for name, _, form in titles)
             lines.append(f"| {place.label}{_remark(group)} | {place.target} | {cells} |")
-        lines += ["", *(f"- {line}" for line in report.at_capacity(runs)), *_faults(runs)]
+        lines += [
+            "",
+            *(f"- {line}" for line in report.at_capacity(runs)),
+            *(f"- {line}" for line in report.faults(runs)),
+        ]
         if lines[-1]:
             lines.append("")
     lines += [f"- left out: {what}" for what in result.left_out]
@@ -41,16 +46,3 @@ def _remark(group: list[Measured]) -> str:
     if not valid(group):
         return " (void)"
     return " (disturbed)" if any((run.others_percent or 0.0) > OTHERS_PERCENT for run in valid(group)) else ""
-
-
-def _faults(runs: report.Runs) -> list[str]:
-    lines = []
-    for place, group in runs.items():
-        for run in group:
-            if run.marks:
-                lines.append(
-                    f"- {place.label}, repeat {run.repeat + 1}: {run.marks[0].what}; below 90 % for "
-                    f"{run.notes.get('below_90_percent_s', 0):g} s, of {run.asked:,} requests "
-                    f"{run.asked - run.good:,} were not answered in time"
-                )
-    return lines

@@ -17,6 +17,9 @@ Array = npt.NDArray[Any]
 
 HIGHEST_US = 120_000_000
 DIGITS = 3
+PAUSE_MS = 0.5
+"""Nothing was answered for longer than this although something was asked: a pause."""
+
 SLICES = 100
 """Of a timeline, at most; none is shorter than SLICE_S_MIN."""
 SLICE_S_MIN = 0.05
@@ -157,8 +160,19 @@ def measured(
         generator_cpu_us_per_request=(
             round(generator_cpu_s / cpu_requests * 1e6, 3) if generator_cpu_s is not None and cpu_requests else None
         ),
+        notes=pauses_of(sent[code != 0], done[code != 0]),
         void=why_void(lateness, load.late_ms_max),
     )
+
+
+def pauses_of(sent: Array, done: Array) -> dict[str, float]:
+    """How often, and for how long at most, no request ended while one was open: whatever held up everybody, be it a
+    collector, page faults or the scheduler. Of a load that is light, an ordinary run counts when it is long."""
+    order = np.argsort(done, kind="stable")
+    ended, asked = done[order], sent[order]
+    lengths = np.diff(ended)[asked[1:] <= ended[:-1]]
+    long = lengths[lengths > PAUSE_MS * 1e6]
+    return {"pauses": float(len(long)), "pause_ms_max": round(float(long.max()) / 1e6, 3) if len(long) else 0.0}
 
 
 def why_void(lateness: Latency | None, late_ms_max: float) -> str | None:

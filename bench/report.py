@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from bench.recorder import PAUSE_MS
 from bench.result import OTHERS_PERCENT, Figure, Place, Result, places_of, summary_of, valid
 from bench.target import Measured
 
@@ -54,7 +55,7 @@ def table(result: Result) -> str:
         for place, group in runs.items():
             cells = "".join(f"{_median(group, name, form):>11}" for name, _, form in names)
             lines.append(f"  {place.label:<{wide}}{place.target:<20}{cells}{_remark(group)}")
-        lines += [f"  {line}" for line in at_capacity(runs)]
+        lines += [f"  {line}" for line in at_capacity(runs) + faults(runs)]
     lines += [f"left out: {what}" for what in result.left_out]
     if result.interrupted:
         lines.append("interrupted: the rest was not measured")
@@ -79,7 +80,7 @@ def write(result: Result, beside: Path) -> Path:
             "stages": ("Where the time goes", plots.stages(runs)),
         }
         parts.append(_table(runs))
-        parts += [f"<p>{_text(line)}</p>" for line in at_capacity(runs)]
+        parts += [f"<p>{_text(line)}</p>" for line in at_capacity(runs) + faults(runs)]
         for kind, (title, figure) in drawn.items():
             if figure is not None:
                 png = _png(figure)
@@ -125,16 +126,12 @@ def _remark(group: list[Measured]) -> str:
     disturbed = [run.others_percent for run in group if (run.others_percent or 0.0) > OTHERS_PERCENT]
     if disturbed:
         parts.append(f"  disturbed: others used {max(each or 0.0 for each in disturbed):.0f} % of the CPUs")
-    if group[0].marks:
-        parts.append(
-            f"  below 90 % for {group[0].notes.get('below_90_percent_s', 0):g} s after: {group[0].marks[0].what}"
-        )
     return "".join(parts)
 
 
 def at_capacity(runs: Runs) -> list[str]:
-    """For scenarios of multiples of capacity: goodput beside its value at capacity, for each kind of step, and what the
-    generator took of the CPUs: where it shares them with the server, it takes more the more it offers."""
+    """For scenarios of multiples of capacity: goodput beside its value at capacity, for each kind of step, and what
+    the generator took of the CPUs: where it shares them with the server, it takes more the more it offers."""
     lines = []
     base: dict[tuple[str, str], float] = {}
     for place, group in runs.items():
@@ -152,6 +149,27 @@ def at_capacity(runs: Runs) -> list[str]:
                 f"the generator took {_generator_cpus(group):.2f} of a CPU"
             )
     return lines
+
+
+def faults(runs: Runs) -> list[str]:
+    """What a fault did, for each run that had one."""
+    lines = []
+    for place, group in runs.items():
+        for run in group:
+            if run.marks:
+                notes = run.notes
+                lines.append(
+                    f"{place.target}, {place.label}, repeat {run.repeat + 1}: {run.marks[0].what}; below 90 % for "
+                    f"{notes.get('below_90_percent_s', 0):g} s; of {run.asked:,} requests {run.asked - run.good:,} were "
+                    f"not answered in time; {notes.get('pauses', 0):,.0f} pauses over {PAUSE_MS:g} ms, the longest "
+                    f"{notes.get('pause_ms_max', 0):.1f} ms; the generator's collector {_collector(run)}"
+                )
+    return lines
+
+
+def _collector(run: Measured) -> str:
+    count = run.notes.get("generator_gc_pauses", 0)
+    return f"paused {count:.0f} times, {run.notes['generator_gc_pause_ms_max']:.1f} ms at most" if count else "did not"
 
 
 def _generator_cpus(group: list[Measured]) -> float:

@@ -102,3 +102,10 @@ def test_timeline_tells_when_answers_failed():
     assert sum(piece.asked for piece in run.timeline) == 100
     dark = [piece.at_s for piece in run.timeline if not piece.good]
     assert dark == pytest.approx([0.4, 0.45, 0.5, 0.55])
+
+
+def test_pause_is_a_time_in_which_something_was_open_and_nothing_ended():
+    idle_between = recorder.pauses_of(np.array([0, 100]) * MS, np.array([1, 101]) * MS)
+    assert idle_between == {"pauses": 0.0, "pause_ms_max": 0.0}
+    held_up = recorder.pauses_of(np.array([0, 1, 2, 3]) * MS, np.array([1, 9, 10, 10]) * MS)
+    assert held_up == {"pauses": 2.0, "pause_ms_max": 8.0}
