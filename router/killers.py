@@ -72,6 +72,11 @@ class Killers:
         found = self._poison.find(event.requests, plans, owner[1], turn, time.monotonic_ns())
         return ev.RequestsArrived(event.session, event.requests, found) if found else event
 
+    def count(self) -> int:
+        """Inputs that are refused now."""
+        self._poison.forget(time.monotonic_ns())
+        return len(self.known)
+
     def _write(self, case: Case) -> None:
         if self._quarantine.keep(case):
             self._counters.quarantined += 1

@@ -11,6 +11,7 @@ from shm.layout import RowPlan, Signature, Tensor
 from shm.limits import INLINE_BYTES_MAX
 
 ROW_COUNTS_KEPT: Final = 1024
+"""Layouts of so many row counts; clients use a few, and who uses more has them worked out anew each time."""
 
 
 class ModelOutputs:

@@ -84,7 +84,7 @@ class Poison:
 
     def learn(self, model: int, killer: Input, now_ns: int) -> None:
         """Two workers died of it: refuse it from now on."""
-        self._forget(now_ns)
+        self.forget(now_ns)
         shape, sample = _shape(killer.tensors), _digest([_ends(part) for part in killer.parts])
         self.known.append(_Killer(model, shape, sample, killer.digest, now_ns + self._lasts_ns))
         if len(self.known) > KNOWN_MAX:
@@ -94,7 +94,7 @@ class Poison:
         self, requests: Sequence[Request], plan_of: dict[int, RowPlan], arena: Arena, turn: int, now_ns: int
     ) -> frozenset[int]:
         """Ids of those that are known killers. `plan_of`: the inputs of each model that has a signature."""
-        self._forget(now_ns)
+        self.forget(now_ns)
         if turn != self._turn:
             self._turn, self._left_bytes = turn, TURN_BYTES
         models = {killer.model for killer in self.known}
@@ -126,8 +126,8 @@ class Poison:
         digest = _digest([arena.read_part(request.slot, tensor.offset, tensor.payload_bytes) for tensor in tensors])
         return any(killer.digest == digest for killer in like)
 
-    def _forget(self, now_ns: int) -> None:
-        """They were learnt in the order in which they end."""
+    def forget(self, now_ns: int) -> None:
+        """Those whose time is over. They were learnt in the order in which they end."""
         while self.known and self.known[0].until_ns <= now_ns:
             self.known.popleft()
 

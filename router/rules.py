@@ -33,6 +33,7 @@ comparisons take this long."""
 READ_BYTE_NS: Final = 0.35
 """To copy an input out of its slots: 0.37 ms a MiB where pages are touched for the first time."""
 LAYOUTS_KEPT: Final = 1024
+"""As many row counts; clients use a few."""
 SAMPLES: Final = (0, 1, -1, 100, 100_000)
 """Values that every feature is given in turn to try rules out with: the half of a condition that is not needed is not
 evaluated, so that one sample would leave much of it untried."""

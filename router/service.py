@@ -330,7 +330,9 @@ class RouterService:
             case DrainStarted(timeout_ms):
                 self._happened(ev.DrainStarted(timeout_ms * 1_000_000))
             case StatusAsked(number):
-                facts = status_facts(self._epoch, self._turns, self._machine, self._door, self._crew, self._answering)
+                facts = status_facts(
+                    self._epoch, self._turns, self._machine, self._door, self._crew, self._answering, self._killers
+                )
                 self._leash.tell(Told(number, facts))
             case InspectAsked(number, worker):
                 self._inspecting[number] = worker

@@ -7,13 +7,22 @@ import msgspec
 from router.answering import Answering
 from router.crew import Crew
 from router.door import Door
+from router.killers import Killers
 from router.machine import RouterMachine
 
 SESSIONS_TOLD_MAX = 300
 """At some 200 characters each, with the rest, this stays inside one frame of the control lane."""
 
 
-def status_facts(epoch: int, turns: int, machine: RouterMachine, door: Door, crew: Crew, answering: Answering) -> str:
+def status_facts(
+    epoch: int,
+    turns: int,
+    machine: RouterMachine,
+    door: Door,
+    crew: Crew,
+    answering: Answering,
+    killers: Killers,
+) -> str:
     open_of = {number: len(session.entries) for number, session in machine.ledger.sessions.items()}
     facts = {
         "epoch": epoch,
@@ -21,6 +30,7 @@ def status_facts(epoch: int, turns: int, machine: RouterMachine, door: Door, cre
         "open_requests": machine.ledger.open_count,
         "arena_mib": round(door.arena_bytes / 2**20, 3),
         "reserve_ms": machine.reserve.before_ns / 1e6,
+        "poison_known": killers.count(),
         "counters": machine.counters.snapshot(),
         "models": [
             {

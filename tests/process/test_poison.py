@@ -67,6 +67,7 @@ def test_it_is_kept_with_its_facts_and_refused_while_others_pass(tmp_path, lane)
             other.infer("m", ROW, deadline_ms=FAR_MS)
         counters = running.status()["router"]["counters"]
         assert (counters["runs"], counters["quarantined"], counters["quarantine_failed"]) == (runs, 1, 0)
+        assert running.status()["router"]["poison_known"] == 1
         nearly = ROW.copy()
         nearly[0, 30] += 0.25
         assert client.infer("m", nearly, deadline_ms=FAR_MS).source == "model"
@@ -98,6 +99,7 @@ def test_it_is_taken_again_after_its_time(tmp_path):
                 return False
 
         wait_until(answered, "it is taken again")
+        assert running.status()["router"]["poison_known"] == 0
 
 
 @pytest.mark.parametrize(("quarantine_mib", "failed"), [(0, 0), (16, 1)])
