@@ -157,11 +157,11 @@ def faults(runs: Runs) -> list[str]:
     for place, group in runs.items():
         for run in group:
             if run.marks:
-                notes = run.notes
+                notes, missed = run.notes, run.asked - run.good
                 lines.append(
                     f"{place.target}, {place.label}, repeat {run.repeat + 1}: {run.marks[0].what}; below 90 % for "
-                    f"{notes.get('below_90_percent_s', 0):g} s; of {run.asked:,} requests {run.asked - run.good:,} were "
-                    f"not answered in time; {notes.get('pauses', 0):,.0f} pauses over {PAUSE_MS:g} ms, the longest "
+                    f"{notes.get('below_90_percent_s', 0):g} s; of {run.asked:,} requests {missed:,} were not "
+                    f"answered in time; {notes.get('pauses', 0):,.0f} pauses over {PAUSE_MS:g} ms, the longest "
                     f"{notes.get('pause_ms_max', 0):.1f} ms; the generator's collector {_collector(run)}"
                 )
     return lines
