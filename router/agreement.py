@@ -38,7 +38,7 @@ class Agreement:
             if known[name].dtype in (STRING, CODES["bool"]):
                 raise AnswerRefused(f"agree.{name}: {known[name]} holds no numbers, so it can only be equal")
         self._outputs = signature.outputs
-        self._agree = [agree.get(spec.name) for spec in signature.outputs]
+        self._agree = [_as_held(agree.get(spec.name), spec.dtype) for spec in signature.outputs]
         self.compared = 0
         self.agreed = 0
 
@@ -72,6 +72,17 @@ class Agreement:
             if not all(_same(spec.dtype, how, one, other) for one, other in zip(have, want, strict=True)):
                 return False
         return True
+
+
+def _as_held(how: AgreeConfig | None, dtype: int) -> AgreeConfig | None:
+    """With the threshold as the output would hold it: 0.7 in float32 is a little less than 0.7."""
+    if how is None or how.threshold is None or dtype not in FLOATS:
+        return how
+    code = DTYPES[dtype][2]
+    try:
+        return AgreeConfig(threshold=struct.unpack(f"={code}", struct.pack(f"={code}", how.threshold))[0])
+    except OverflowError:
+        return how  # beyond all that the output can hold
 
 
 def _same(dtype: int, how: AgreeConfig | None, model: Any, rule: Any) -> bool:

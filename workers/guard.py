@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from shm.layout import CODES, STRING, Signature
-from shm.tensors import Array
+from shm.tensors import NUMPY, Array
 from workers.config import GuardConfig
 
 FLOATS: Final = frozenset(CODES[name] for name in ("float16", "float32", "float64"))
@@ -46,6 +46,10 @@ class Guard:
         for index, spec in enumerate(signature.outputs):
             finite = config.finite and spec.dtype in FLOATS
             low, high = config.ranges.get(spec.name, (-math.inf, math.inf))
+            if spec.dtype in FLOATS:
+                # As the output has them: 0.1 in float32 is a little more than 0.1.
+                with np.errstate(over="ignore"):
+                    low, high = (float(NUMPY[spec.dtype].type(bound)) for bound in (low, high))
             if finite or spec.name in config.ranges:
                 self._checks.append((index, spec.name, finite, low, high))
 

@@ -39,6 +39,8 @@ def rows_of(code: str, *rows: object) -> list[list[bytes]]:
         ({"threshold": 0.5}, 0.5, 0.9, True),
         ({"threshold": 0.5}, 0.49, 0.5, False),
         ({"threshold": 0.5}, float("nan"), 0.1, False),
+        ({"threshold": 0.7}, 0.8, 0.7, True),
+        ({"threshold": 1e300}, 0.8, 0.7, True),
     ],
 )
 def test_floats(how, model, rule, agrees):

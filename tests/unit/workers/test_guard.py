@@ -64,6 +64,14 @@ def test_one_value_and_none_with_dimensions():
     assert one.refuse([np.array(7, np.float32)]) == "output 'y' is 7; it must be from 0 to 1 (guard)"
 
 
+@pytest.mark.parametrize(("dtype", "name"), [(F16, "float16"), (F32, "float32"), (11, "float64")])
+def test_the_ends_of_a_range_are_in_it_as_the_dtype_has_them(dtype, name):
+    ends = guard(dtype, ranges={"y": (-0.1, 0.1)})
+    assert ends.refuse(array(-0.1, 0.1, dtype=name)) is None
+    assert ends.refuse([np.array([[0.1]], name)]) is None
+    assert guard(dtype, ranges={"y": (0.0, 1e300)}).refuse(array(1, 60_000, dtype=name)) is None
+
+
 def test_strings_and_bools_are_left_alone():
     assert guard(STRING).refuse([np.array([["a", "b"]], object)]) is None
     assert guard(BOOL).refuse([np.array([[True, False]])]) is None
