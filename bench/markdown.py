@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench import report
-from bench.result import OTHERS_PERCENT, Result, summary_of, valid
+from bench.result import Result, summary_of, valid
 from bench.target import Measured
 
 COLUMNS = ("per_second", "goodput", "p50", "p99", "p999", "max", "cpu_us_per_request", "pss_mib")
@@ -45,4 +45,4 @@ def _cell(group: list[Measured], name: str, form: str) -> str:
 def _remark(group: list[Measured]) -> str:
     if not valid(group):
         return " (void)"
-    return " (disturbed)" if any((run.others_percent or 0.0) > OTHERS_PERCENT for run in valid(group)) else ""
+    return " (disturbed)" if report.disturbed_by(valid(group)) else ""

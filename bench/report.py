@@ -33,11 +33,11 @@ RATIOS = ("per_second", "goodput", "p50", "p99", "cpu_us_per_request")
 """Shown relative to the first target of the step, where there are several."""
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em } h2 { margin-top: 2.2em; border-bottom: 2px solid #0b5fa5; padding-bottom: .2em }
 h3 { font-size: 1em; margin: 1.4em 0 .3em }
 table { border-collapse: collapse; font-size: 13px; margin: .6em 0; font-variant-numeric: tabular-nums }
-th, td { padding: .22em .6em; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap }
+th, td { padding: .22em .5em; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap }
 th { background: #f4f6f8; font-weight: 600 } td:first-child, th:first-child, .left { text-align: left }
 td small { color: #777; display: block; font-size: 11px; line-height: 1.1 } img { max-width: 100%; margin: .4em 0 }
 tr.first td { border-top: 2px solid #bbb } .void { color: #c0392b } .wide { overflow-x: auto } .quiet { color: #666 }
@@ -80,7 +80,8 @@ def write(result: Result, beside: Path) -> Path:
             "stages": ("Where the time goes", plots.stages(runs)),
         }
         parts.append(_table(runs))
-        parts += [f"<p>{_text(line)}</p>" for line in at_capacity(runs) + faults(runs)]
+        told = "".join(f"<li>{_text(line)}</li>" for line in at_capacity(runs) + faults(runs))
+        parts.append(f"<ul>{told}</ul>" if told else "")
         for kind, (title, figure) in drawn.items():
             if figure is not None:
                 png = _png(figure)
@@ -123,10 +124,15 @@ def _median(group: list[Measured], name: str, form: str) -> str:
 def _remark(group: list[Measured]) -> str:
     void = len(group) - len(valid(group))
     parts = [f"  VOID, {void} of {len(group)} repeats: {next(r.void for r in group if r.void)}"] if void else []
-    disturbed = [run.others_percent for run in group if (run.others_percent or 0.0) > OTHERS_PERCENT]
-    if disturbed:
-        parts.append(f"  disturbed: others used {max(each or 0.0 for each in disturbed):.0f} % of the CPUs")
+    if others := disturbed_by(group):
+        parts.append(f"  disturbed: others used {others:.0f} % of the CPUs")
     return "".join(parts)
+
+
+def disturbed_by(group: list[Measured]) -> float | None:
+    """How much of the host's CPUs others used at most, in percent, where it was enough to disturb."""
+    most = max((run.others_percent or 0.0 for run in group), default=0.0)
+    return most if most > OTHERS_PERCENT else None
 
 
 def at_capacity(runs: Runs) -> list[str]:
@@ -191,6 +197,8 @@ def _table(runs: Runs) -> str:
             last, first = place.label, group
         void = next((run.void for run in group if run.void), None)
         note = f' <span class="void" title="{_text(void)}">void</span>' if void else ""
+        if others := disturbed_by(group):
+            note += f' <span class="quiet" title="others used {others:.0f} % of the CPUs">disturbed</span>'
         cells = "".join(_cell(group, None if begins else first, name, form) for name, _, form in COLUMNS)
         names = f"<td>{_text(place.label) if begins else ''}</td>{_left(place.target, note)}"
         rows.append(f'<tr class="{"first" if begins and several else "next"}">{names}{cells}</tr>')
