@@ -102,11 +102,13 @@ def test_other_models_rows_and_shapes_are_not_even_read(arena):
     assert CountingArena.bytes_read == 0
 
 
-def test_of_another_input_of_the_same_shape_only_the_ends_are_read(arena):
+def test_of_another_input_of_as_many_rows_only_the_first_bytes_are_read_and_then_the_ends(arena):
     known = taught(arena, put(arena, 1))
     CountingArena.bytes_read = 0
     assert found(known, arena, put(arena, 2, 5.0)) == set()
-    assert CountingArena.bytes_read == 2 * poison.SAMPLE_BYTES + 2 * 8
+    assert CountingArena.bytes_read == poison.HEAD_BYTES
+    assert found(known, arena, put(arena, 2, k=5)) == set()
+    assert CountingArena.bytes_read == 2 * poison.HEAD_BYTES + 2 * poison.SAMPLE_BYTES + 2 * 8
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_who_sends_a_killer_again_and_again_does_not_hold_up_the_loop(arena, mon
     CountingArena.bytes_read = 0
     assert found(known, arena, *asked, turn=1) == {request.id for request in asked}
     whole, ends = 16384 + 8, 2 * poison.SAMPLE_BYTES + 16
-    assert CountingArena.bytes_read == 3 * whole + 8 * ends
+    assert CountingArena.bytes_read == 3 * whole + 8 * (ends + poison.HEAD_BYTES)
     assert found(known, arena, put(arena, 9, middle=0.0), turn=2) == set()
 
 

@@ -32,7 +32,7 @@ def case(number: int = 1, payload_bytes: int = 8, kept: bool = True, model: str 
     else:
         tensors = (Tensor(0, 1, (payload_bytes // 8, 2), 0, payload_bytes),)
         parts = (bytes(payload_bytes),)
-    copied = Input(tensors, parts, bytes([number] * 16)) if kept else None
+    copied = Input(1, tensors, parts, bytes([number] * 16)) if kept else None
     size = sum(map(len, parts))
     return Case(model, 3, "/models/fraud.onnx", SIGNATURE, 1, size, copied, (4, 5), 1234, "checkout")
 
