@@ -31,11 +31,13 @@ QUICK_SECONDS, QUICK_REPEATS = 1.0, 2
 
 
 class Judged(Struct, frozen=True):
-    """What the file of verdicts holds of one row."""
+    """What the file of verdicts holds of one row. disturbed: some figure rests on runs during which others used the
+    host, because there were no better ones."""
 
     row: str
     about: str
     verdicts: list[Verdict]
+    disturbed: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,11 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     for row in chosen:
         for part in row.measures:
             if part not in measured:
-                measured[part] = _measure(part, seconds, repeats, whole)
-        verdicts = _judge(row, [measured[part] for part in row.measures], seconds)
-        judged.append(Judged(row.name, row.about, verdicts))
-        for verdict in verdicts:
-            print(line_of(row.name, verdict), flush=True)
+                measured[part] = _measure(part, seconds, repeats, options.wait_quiet, whole)
+        one = judge(row, [measured[part] for part in row.measures], seconds)
+        judged.append(one)
+        for verdict in one.verdicts:
+            print(line_of(row.name, verdict) + (", disturbed" if one.disturbed else ""), flush=True)
         result.save(whole, output)
         output.with_suffix(".verdicts.json").write_bytes(msgspec.json.format(msgspec.json.encode(judged), indent=1))
         if any(each.interrupted for each in measured.values()):
@@ -70,10 +72,11 @@ def main(argv: list[str] | None = None) -> int:
     return status_of([verdict for each in judged for verdict in each.verdicts])
 
 
-def _measure(part: str, seconds: float, repeats: int, whole: Result) -> Result:
+def _measure(part: str, seconds: float, repeats: int, quiet_s: float, whole: Result) -> Result:
     tables = rows.MEASURES[part]
     asked = scenario.read({"about": part, **tables}, source="bench.rows", name=part)
-    options = Options(seconds=asked.seconds if "seconds" in tables else seconds, repeats=repeats)
+    own_seconds = asked.seconds if "seconds" in tables else seconds
+    options = Options(seconds=own_seconds, repeats=repeats, quiet_s=quiet_s)
     got = measure([asked], options, progress=Progress(0.0, None))
     whole.runs += got.runs
     whole.left_out += got.left_out
@@ -82,13 +85,15 @@ def _measure(part: str, seconds: float, repeats: int, whole: Result) -> Result:
     return got
 
 
-def _judge(row: Row, results: list[Result], seconds: float) -> list[Verdict]:
+def judge(row: Row, results: list[Result], seconds: float) -> Judged:
     """A row whose measurement is missing is not measured; it does not pass."""
+    runs = Runs([run for each in results for run in each.runs])
     try:
-        verdicts = row.judge(Runs([run for each in results for run in each.runs]))
-        return verdicts + (row.by_hand(seconds) if row.by_hand is not None else [])
+        verdicts = row.judge(runs)
+        verdicts += row.by_hand(seconds) if row.by_hand is not None else []
     except (TargetFailed, FarmError) as error:
-        return [Verdict(claim=str(error), holds=None)]
+        verdicts = [Verdict(claim=str(error), holds=None)]
+    return Judged(row.name, row.about, verdicts, runs.disturbed)
 
 
 def rows_of(names: str | None) -> list[Row]:
@@ -140,6 +145,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPEATS} repeats of {QUICK_SECONDS:g} s")
     parser.add_argument("--seconds", type=float, metavar="S", help=f"of each part, default {SECONDS:g}")
     parser.add_argument("--repeats", type=int, metavar="N", help=f"default {REPEATS}")
+    parser.add_argument(
+        "--wait-quiet",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="before each start, for a host that does nothing else",
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the result (default bench/results/)")
     return parser  # type: ignore[no-any-return]
 

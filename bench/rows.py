@@ -102,10 +102,11 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 
 class Runs:
-    """Of one row, by what they are of."""
+    """Of one row, by what they are of. `disturbed`: undisturbed ones were asked for where there were none."""
 
     def __init__(self, runs: list[Measured]) -> None:
         self._runs = runs
+        self.disturbed = False
 
     def of(self, group: str, label: str, target: str) -> list[Measured]:
         """In the order of their repeats; without those that others on the host disturbed, unless all were.
@@ -119,6 +120,7 @@ class Runs:
             why = here[0].void if here else "it was left out"
             raise TargetFailed(f"{target}, {label}: {why}")
         quiet = [run for run in kept if (run.others_percent or 0.0) <= OTHERS_PERCENT]
+        self.disturbed |= not quiet
         return sorted(quiet or kept, key=lambda run: run.repeat)
 
     def values(self, group: str, label: str, target: str, figure: str) -> dict[int, float]:

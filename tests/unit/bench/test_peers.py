@@ -145,7 +145,7 @@ def test_disturbed_and_void_runs_are_left_out_while_there_are_others():
 
 def test_every_row_says_not_measured_rather_than_pass_when_nothing_ran():
     for row in rows.ROWS:
-        (verdict,) = check._judge(row, [], 1.0)
+        (verdict,) = check.judge(row, [], 1.0).verdicts
         assert verdict.holds is None
 
 
