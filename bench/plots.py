@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bench import recorder
 from bench.result import Figure as Range
@@ -32,6 +32,9 @@ STAGES = {
     "to_client": "#08519c",
 }
 """In the order of a request's way."""
+
+WIDE = 2000
+"""Of a logarithmic axis from end to end: then its labels would stand too close."""
 
 COLUMNS = 2
 PERCENTILES = (50, 90, 99, 99.9, 99.99, 99.999)
@@ -313,9 +316,9 @@ def _thousands(value: float, _: object = None) -> str:
 
 
 def _plain_log(axis: Any) -> None:
-    """1, 2, 5, 10 in the place of powers."""
-    from matplotlib.ticker import LogLocator
-
-    axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12))
+    """1, 2, 5, 10 in the place of powers; of a wide range 1, 10, 100."""
+    low, high = axis.get_view_interval()
+    subs = (1.0,) if low > 0 and high / low > WIDE else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(10, subs=subs, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
