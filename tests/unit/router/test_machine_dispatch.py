@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from router import events as ev
+from router import machine
 from router.config import ModelConfig, RouterConfig
 from router.machine import RouterMachine
 from shm.endings import Ending, Reason
@@ -32,6 +33,12 @@ def refused(bench: Bench) -> list[int]:
 
 def reserve_ms(bench: Bench) -> float:
     return bench.machine.reserve.before_ns / MS
+
+
+@pytest.fixture
+def whole_batches(monkeypatch):
+    """Nobody is left for the next batch because smaller ones would do as well."""
+    monkeypatch.setattr(machine, "HALF_PAYS", 0)
 
 
 # The last look before a run
@@ -81,6 +88,7 @@ def test_one_after_the_other_is_dropped_until_one_can_be_in_time():
 # How many run together
 
 
+@pytest.mark.usefixtures("whole_batches")
 def test_a_batch_is_cut_so_that_its_first_is_in_time():
     bench = behind(request(1, in_ms=30), *(request(n, in_ms=300) for n in range(2, 12)))
     bench.end_run(after_ms=30 - reserve_ms(bench) - 4.5)
@@ -96,6 +104,7 @@ def test_a_first_with_many_rows_is_not_cut():
     assert bench.dispatched == [[1, 2]]
 
 
+@pytest.mark.usefixtures("whole_batches")
 def test_a_batch_is_as_large_as_there_is_time_for_and_no_larger_than_allowed():
     bench = behind(*(request(n, in_ms=300) for n in range(1, 11)), max_batch=4)
     bench.end_run()
@@ -108,6 +117,7 @@ def test_a_first_with_more_rows_than_a_batch_is_judged_by_all_of_them():
     assert refused(bench) == [1]
 
 
+@pytest.mark.usefixtures("whole_batches")
 def test_nobody_of_another_priority_joins_a_batch_that_ends_too_late_for_it():
     bench = behind(
         *(request(n, in_ms=500, priority=5) for n in range(1, 11)), request(20, in_ms=14), request(21, in_ms=90)
@@ -131,6 +141,24 @@ def test_one_that_runs_alone_is_judged_alone():
     assert bench.dispatched == [[1]]
 
 
+def test_where_batching_does_not_pay_a_part_of_the_queue_is_left_for_the_next_worker():
+    bench = behind(*(request(n, in_ms=500) for n in range(1, 9)))
+    bench.end_run()
+    assert bench.dispatched == [[1, 2]]
+
+
+def test_where_batching_pays_the_whole_queue_runs_together():
+    bench = behind(*(request(n, in_ms=500) for n in range(1, 9)), run_ns=10 * MS, row_ns=MS)
+    bench.end_run()
+    assert bench.dispatched == [[*range(1, 9)]]
+
+
+def test_short_runs_are_not_halved():
+    bench = behind(*(request(n, in_ms=500) for n in range(1, 9)), run_ns=MS // 10, row_ns=MS // 10)
+    bench.end_run()
+    assert bench.dispatched == [[*range(1, 9)]]
+
+
 # A second run in hand
 
 
@@ -150,6 +178,7 @@ def test_nobody_is_dropped_for_want_of_a_second_place_in_a_workers_hands():
     assert bench.dispatched == [[1]]
 
 
+@pytest.mark.usefixtures("whole_batches")
 def test_a_second_run_begins_when_the_first_is_done():
     bench = behind(prefetch=2, run_ns=MS // 2, row_ns=MS // 2)
     bench.turn(
