@@ -12,8 +12,9 @@
    `taken` is when this process came to a due request: taken - due is its own delay, sent - taken the server's doing.
    Status 0: never ended; -1: the connection broke. An answer must have a Content-Length.
 
-   Limits: one core. With a server that costs nothing it sends some 150,000 requests a second; sends are due + 60 us at
-   p50 on a CPU that sleeps in between (timer slack is 1 ns, but a wake-up is not free). */
+   Limits: one thread, so one core. Seen on two cores that it shared with the server: 4.7 us of CPU a request in a closed
+   loop of 40 (38,000/s), 19 us in an open loop of 16,000/s; there it came to a request 0.03 ms after it was due at p50,
+   0.5 ms at p99, which is the wait for a CPU. One request is asked over and over. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
