@@ -34,7 +34,6 @@ class Summary(Struct, kw_only=True):
     cpu_s: float
     gc_pauses: int
     gc_pause_ms_max: float
-    late_reason: str | None = None
 
 
 class Tape:
