@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from router.batching import SHARE_EVERY, ModelQueue
+from router.batching import FAR_NS, LOOK_MAX, SHARE_EVERY, ModelQueue
 from router.ledger import Entry, State
 from tests.unit.router.build import MS, NOW, entry
 
@@ -213,3 +213,89 @@ def test_rows_before_a_newcomer_are_those_of_higher_priorities_and_of_earlier_or
     assert queue.before(5, due_ns) == (0, 0, 0)
     assert queue.before(7, due_ns) == (0, 0, 0)
     assert list(queue.rows_up_to(0)) == [3, 4, 5]
+
+
+def test_of_several_lower_priorities_whoever_is_due_soonest_leads_the_share():
+    queue = queue_of(
+        *(entry(100 + n, in_ms=900, priority=7) for n in range(2 * SHARE_EVERY)),
+        entry(1, in_ms=80, priority=5),
+        entry(2, in_ms=50, priority=3),
+        entry(3, in_ms=60),
+    )
+    led = [take(queue, 1) for _ in range(3 * SHARE_EVERY - 20)]
+    assert led.index([2]) == SHARE_EVERY - 1
+
+
+def test_who_is_due_at_the_very_end_of_a_run_may_join_it():
+    queue = queue_of(entry(1, in_ms=50), entry(2, in_ms=60))
+    done_ns = next(e.due_ns for e in queue.entries() if e.request.id == 2)
+    assert [e.request.id for e in queue.take_batch(8, 100, done_ns)] == [1, 2]
+
+
+def test_company_is_looked_for_among_so_many_only():
+    crowd = [entry(n, in_ms=n, shape="b") for n in range(2, LOOK_MAX + 2)]
+    queue = queue_of(entry(1, in_ms=1), *crowd, entry(999, in_ms=5000))
+    assert take(queue) == [1]
+    near = queue_of(entry(1, in_ms=1), *crowd[:-1], entry(999, in_ms=5000))
+    assert take(near) == [1, 999]
+
+
+def test_a_request_that_is_too_large_for_the_rest_of_a_batch_ends_it():
+    """Nobody is overtaken by smaller ones for its size."""
+    queue = queue_of(entry(1, rows=3, in_ms=1), entry(2, rows=6, in_ms=2), entry(3, in_ms=3))
+    assert take(queue) == [1]
+    assert take(queue) == [2, 3]
+
+
+def test_who_comes_first_to_an_empty_queue_begins_the_waiting():
+    queue = ModelQueue()
+    queue.push(entry(1), NOW)
+    queue.push(entry(2), NOW + 5)
+    assert queue.waiting_since_ns == NOW
+    take(queue)
+    queue.push(entry(3), NOW + 9)
+    assert queue.waiting_since_ns == NOW + 9
+
+
+def test_nobody_is_due_before_the_time_that_the_queue_tells():
+    """It may be too early, never too late; it is exact once it was asked for."""
+    rng, queue, here = Random(5), ModelQueue(), list[Entry]()
+    for number in range(600):
+        if here and rng.random() < 0.45:
+            match rng.randint(0, 2):
+                case 0:
+                    gone = [here[rng.randrange(len(here))]]
+                    queue.forget(gone[0])
+                case 1:
+                    gone = queue.take_batch(rng.randint(1, 4), 100)
+                case _:
+                    gone = queue.take_due(min(e.due_ns for e in here))
+            for each in gone:
+                each.state = State.CLOSED
+                here.remove(each)
+        else:
+            here.append(entry(number, in_ms=rng.uniform(1, 99), priority=rng.randint(0, 3), rows=rng.randint(0, 2)))
+            queue.push(here[-1], NOW)
+        queue.check_invariants()
+        first = min((e.due_ns for e in here), default=None)
+        assert queue.not_before_ns <= (FAR_NS if first is None else first)
+        if rng.random() < 0.3:
+            assert queue.due_ns() == first
+            assert queue.not_before_ns == (FAR_NS if first is None else first)
+
+
+def test_the_order_of_a_line_does_not_depend_on_the_order_of_arrival():
+    rng = Random(6)
+    entries = [entry(n, in_ms=n, rows=1) for n in range(1, 40)]
+    rng.shuffle(entries)
+    queue = queue_of(*entries)
+    assert [e.request.id for e in queue.entries()] == list(range(1, 40))
+    assert list(queue.rows_up_to(0)) == list(range(1, 40))
+
+
+def test_rows_of_each_priority_are_counted_apart():
+    queue = queue_of(entry(1, rows=3), entry(2, rows=0), entry(3, rows=5, priority=4))
+    assert [queue.line_rows(p) for p in (0, 4, 7)] == [4, 5, 0]
+    assert queue.priorities == [4, 0]
+    assert [len(queue.line(p)) for p in (0, 4, 7)] == [2, 1, 0]
+    assert queue.payload_bytes == 48

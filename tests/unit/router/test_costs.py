@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from router.costs import AT_ARRIVAL, AT_DISPATCH, FLOOR_NS, UNKNOWN_NS, RunCosts
+from router.costs import AT_ARRIVAL, AT_DISPATCH, FLOOR_NS, TREND_RUNS, UNKNOWN_NS, RunCosts
 
 # Recorded on two shared cores: a 64-128-64-1 MLP of one row, run_ns of forty runs in a row, one of them descheduled.
 RECORDED = (
@@ -167,3 +167,102 @@ def test_sizes_that_do_not_occur_follow_those_that_do():
     assert costs.estimate(1) < 53_000
     assert costs.estimate(32) == pytest.approx(200_000, rel=0.1)
     assert costs.likely(32) == pytest.approx(200_000, rel=0.1)
+
+
+def test_a_size_without_rows_lies_below_all_others():
+    costs = RunCosts()
+    costs.seed([(0, 5_000)])
+    assert [costs.estimate(rows) for rows in (0, 1, 3)] == [5_000, 5_000, 15_000]
+
+
+def test_beyond_a_single_row_the_cost_is_in_proportion():
+    assert [learned(seed_ns=10_000).estimate(rows) for rows in (1, 2, 7)] == [10_000, 20_000, 70_000]
+
+
+def test_a_cost_below_the_floor_is_not_believed():
+    costs = RunCosts()
+    costs.seed([(1, 0), (2, 999)])
+    costs.observe(5, -7)
+    assert [costs.estimate(rows) for rows in (1, 2, 5)] == [FLOOR_NS] * 3
+
+
+def test_one_slow_run_and_one_fast_run_move_each_quantile_by_its_step():
+    slow, fast = learned(20_000), learned(5_000)
+    assert (slow._at[1], slow._likely[1]) == pytest.approx((10_190, 10_180))
+    assert (fast._at[1], fast._likely[1]) == pytest.approx((9_990, 9_980))
+
+
+def test_a_run_that_took_what_was_predicted_counts_as_fast():
+    assert learned(10_000).estimate(1) == 9_990
+
+
+def test_a_doubt_is_worth_a_fast_run():
+    doubted = learned()
+    doubted.doubt(1)
+    assert (doubted.estimate(1), doubted.likely(1)) == (9_990, 9_980)
+
+
+def test_doubt_never_goes_below_the_floor_by_much_and_knows_nothing_where_nothing_is_known():
+    costs = learned(seed_ns=1_001)
+    for _ in range(100):
+        costs.doubt(1)
+    assert FLOOR_NS * 0.99 <= costs.estimate(1) <= FLOOR_NS
+    empty = RunCosts()
+    empty.doubt(3)
+    assert empty.estimate(3) == UNKNOWN_NS
+    assert not empty._known
+
+
+def test_a_first_run_that_is_fast_is_believed_at_once():
+    costs = learned(seed_ns=10_000)
+    costs.observe(4, 12_000)
+    assert costs.estimate(4) == costs.likely(4) == 12_000
+
+
+def test_what_was_not_seen_moves_as_the_mean_of_what_was_seen():
+    costs = RunCosts()
+    costs.seed([(1, 100_000), (2, 100_000), (8, 400_000)])
+    for _ in range(TREND_RUNS // 2):
+        costs.observe(1, 0)
+        costs.observe(2, 10**9)
+    moved = (costs.estimate(1) + costs.estimate(2)) / 200_000
+    assert costs.estimate(8) == pytest.approx(400_000 * moved, rel=1e-4)
+    assert costs.likely(8) == pytest.approx(400_000 * moved, rel=1e-4)
+
+
+def test_the_trend_is_looked_at_every_so_many_runs_and_begins_anew_each_time():
+    costs = RunCosts()
+    costs.seed([(1, 100_000), (8, 400_000)])
+    for _ in range(TREND_RUNS - 1):
+        costs.observe(1, 0)
+    assert costs.estimate(8) == 400_000
+    costs.observe(1, 0)
+    once = costs.estimate(8)
+    assert once == pytest.approx(400_000 * (1 - 0.02 * 0.05) ** TREND_RUNS, rel=1e-4)
+    for _ in range(TREND_RUNS):
+        costs.observe(1, 0)
+    assert costs.estimate(8) == pytest.approx(400_000 * (1 - 0.02 * 0.05) ** (2 * TREND_RUNS), rel=1e-4)
+
+
+def test_a_trend_takes_nothing_below_the_floor():
+    costs = RunCosts()
+    costs.seed([(1, 100_000), (8, FLOOR_NS)])
+    for _ in range(TREND_RUNS):
+        costs.observe(1, 0)
+    assert (costs.estimate(8), costs.likely(8)) == (FLOOR_NS, FLOOR_NS)
+
+
+def test_a_size_that_runs_teach_is_a_size_that_was_seen():
+    """The first run of a size is no move of it, so it does not count for the trend."""
+    costs = RunCosts()
+    costs.seed([(1, 100_000)])
+    costs.observe(8, 50_000)
+    assert 8 not in costs._began
+    costs.observe(8, 50_000)
+    assert set(costs._began) == {8}
+
+
+def test_at_most_so_many_rows_fit_however_much_time_there_is():
+    costs = learned(seed_ns=10_000)
+    assert costs.rows_within(10**9, 5) == 5
+    assert costs.rows_within(0, 5) == 0

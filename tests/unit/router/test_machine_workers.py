@@ -256,3 +256,112 @@ def test_a_prefetched_run_of_a_hung_worker_is_served_by_another():
     bench.now += MS
     bench.finish(worker=2, run=3)
     assert bench.reply.ending == Ending.MODEL
+
+
+# What is said of them
+
+
+def test_a_worker_is_killed_with_the_reason():
+    bench = Bench()
+    bench.turn(ev.WorkerLost(1))
+    assert bench.of(ev.KillWorker) == [ev.KillWorker(1, "its socket ended")]
+    assert bench.machine.roster.workers[1].state is WorkerState.LOST
+
+
+def test_a_stopped_worker_whose_socket_ends_is_lost_and_not_killed():
+    bench = Bench(workers=2)
+    bench.turn(ev.WorkerRetired(1))
+    bench.turn(ev.WorkerLost(1))
+    assert bench.actions == []
+    assert bench.machine.roster.workers[1].state is WorkerState.LOST
+    assert bench.turn(ev.WorkerLost(1)) == []
+    bench.turn(ev.WorkerGone(1))
+    assert 1 not in bench.machine.roster.workers
+
+
+def test_a_retired_worker_that_is_lost_is_a_loss():
+    """It had not been told to stop: it was at a run still."""
+    bench = Bench()
+    bench.ask(request(1))
+    bench.turn(ev.WorkerRetired(1))
+    bench.turn(ev.WorkerLost(1))
+    assert bench.of(ev.KillWorker)
+    assert bench.machine.counters.workers_lost == 1
+
+
+def test_a_lost_worker_is_not_retired():
+    bench = Bench()
+    bench.turn(ev.WorkerLost(1))
+    assert bench.turn(ev.WorkerRetired(1)) == []
+    assert bench.machine.roster.workers[1].state is WorkerState.LOST
+
+
+def test_a_lost_workers_word_does_not_make_it_stop():
+    bench = Bench(max_batch=1)
+    bench.ask(request(1))
+    bench.turn(ev.WorkerLost(1))
+    bench.finish()
+    assert bench.reply.ending == Ending.MODEL
+    assert not bench.of(ev.StopWorker)
+
+
+def test_a_retired_worker_is_stopped_when_its_last_run_has_ended():
+    bench = Bench(prefetch=2, max_batch=1)
+    bench.ask(request(1), request(2))
+    bench.turn(ev.WorkerRetired(1))
+    assert bench.of(ev.StopWorker) == []
+    bench.finish(run=1)
+    assert bench.of(ev.StopWorker) == []
+    bench.finish(run=2)
+    assert bench.of(ev.StopWorker) == [ev.StopWorker(1)]
+
+
+def test_since_when_a_model_has_no_worker_is_when_the_last_one_was_gone():
+    bench = Bench()
+    bench.turn(ev.WorkerGone(1), after_ms=7)
+    assert bench.machine.roster.is_workerless(0, bench.now)
+    assert not bench.machine.roster.is_workerless(0, bench.now - 1)
+
+
+def test_models_are_published_by_their_own_index_and_when_their_readiness_changes():
+    bench = Bench()
+    bench.turn(ev.WorkerBorn(5, 1))
+    bench.turn(ev.WorkerReady(5, ROWS, []))
+    assert bench.of(ev.PublishModel) == [ev.PublishModel(1)]
+    bench.turn(ev.WorkerBorn(6, 1))
+    bench.turn(ev.WorkerReady(6, ROWS, []))
+    assert bench.of(ev.PublishModel) == []
+    bench.turn(ev.WorkerRetired(5))
+    assert bench.of(ev.PublishModel) == []
+    bench.turn(ev.WorkerLost(6))
+    assert bench.of(ev.PublishModel) == [ev.PublishModel(1)]
+
+
+def test_a_queued_request_without_a_ready_worker_of_its_model_expires_for_that():
+    """Workers of other models are none."""
+    bench = Bench()
+    bench.add_worker(2, 1)
+    bench.turn(ev.WorkerRetired(1))
+    bench.ask(request(1, in_ms=50))
+    bench.pass_until_due()
+    assert bench.reply.reason == Reason.NO_WORKER
+
+
+def test_who_died_when_its_answer_was_due_is_not_tried_again():
+    for early, reruns in ((0, 0), (1, 1)):
+        bench = Bench(workers=2, max_batch=1)
+        bench.ask(request(1))
+        (entry,) = bench.machine.ledger.sessions[1].entries.values()
+        bench.now = entry.due_ns - early
+        bench.turn(ev.WorkerGone(1))
+        assert bench.machine.counters.rerun == reruns
+
+
+def test_a_second_run_waits_for_company_no_longer_than_a_first():
+    bench = Bench(max_delay_ms=5, max_batch=4)
+    bench.ask(request(1, in_ms=500))
+    bench.pass_until_due()
+    bench.turn(ev.WorkerGone(1), after_ms=3)
+    bench.add_worker(2)
+    assert not bench.dispatched
+    assert bench.machine.next_due_ns() == bench.now + 5 * MS
