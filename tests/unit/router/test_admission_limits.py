@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 
 from router import events as ev
-from router.admission import EVICTED_MAX, RATE_BURST_S, WORKERLESS_NS, Admission
+from router.admission import EVICTED_MAX, RATE_BURST_S, WORKERLESS_NS
 from router.config import OnConfig
-from router.costs import RunCosts
-from router.ledger import Entry
-from router.models import ModelState
 from router.reserve import FLOOR_NS
-from router.roster import Worker
 from shm.client import Request, Submit, request_codec
 from shm.endings import Ending, Reason
 from shm.errors import FrameRefused
@@ -367,71 +361,3 @@ def test_a_refusal_while_others_wait_weakens_nothing():
     bench.ask(request(2, in_ms=10))
     assert bench.reply.reason == Reason.PREDICTED_LATE
     assert (bench.machine.reserve.before_ns, bench.machine.models[0].costs.estimate(1)) == before
-
-
-# The cheap check and the whole one
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_whenever_the_cheap_check_lets_one_in_the_forecast_does_too(monkeypatch, seed):
-    """The cheap one answers for most requests, so it may say yes only where the whole one would, and evict nobody.
-
-    Runs end when they are predicted to, and cost more the more rows they have."""
-    rng = Random(seed)
-    cheap, whole = Admission._is_calm, Admission._has_time
-    agreed: list[bool] = []
-
-    def both(self: Admission, entry: Entry, model: ModelState, now_ns: int) -> bool:
-        if not cheap(self, entry, model, now_ns):
-            return False
-        count = model.queue.count
-        agreed.append(whole(self, entry, model, now_ns) and model.queue.count == count)
-        return True
-
-    monkeypatch.setattr(Admission, "_is_calm", both)
-    for method in ("observe", "doubt"):
-        monkeypatch.setattr(RunCosts, method, lambda *told: None)
-    for _ in range(10):
-        bench = Bench(
-            workers=rng.randint(1, 3),
-            run_ns=rng.choice((MS // 5, MS, 4 * MS)),
-            row_ns=rng.choice((0, MS // 10, MS)),
-            prefetch=rng.choice((1, 2)),
-            max_batch=rng.choice((1, 4, 16)),
-            max_delay_ms=rng.choice((0, 0, 3.0)),
-        )
-        for number in range(80):
-            asked = request(
-                number,
-                slot=number % 64,
-                in_ms=rng.choice((5, 12, 40, 200)) * rng.uniform(0.5, 1.5),
-                now=bench.now,
-                rows=rng.choice((0, 1, 1, 1, 3, 16)),
-                priority=rng.choice((0, 0, 0, 3, 7)),
-            )
-            bench.ask(asked, session=rng.randint(1, 2))
-            pass_predicted(bench, rng.uniform(0, 2 * bench.run_ns))
-    assert len(agreed) > 100
-    assert all(agreed)
-
-
-def pass_predicted(bench: Bench, for_ns: float) -> None:
-    """Let time pass; each run ends at the moment that its worker was predicted to be done with it."""
-    until = bench.now + int(for_ns)
-    while True:
-        ends = {w.runs[0].began_ns + estimate(bench, w.runs[0].rows): w for w in workers(bench) if w.runs}
-        at = min(ends, default=until)
-        if at >= until:
-            break
-        bench.now = max(bench.now, at)
-        bench.end_run(ends[at].runs[0].number, worker=ends[at].number)
-    bench.now = until
-    bench.turn(ev.TimePassed())
-
-
-def workers(bench: Bench) -> list[Worker]:
-    return list(bench.machine.roster.workers.values())
-
-
-def estimate(bench: Bench, rows: int) -> int:
-    return bench.machine.models[0].costs.estimate(rows)

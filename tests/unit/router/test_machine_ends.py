@@ -7,7 +7,6 @@ from shm.endings import Ending, Reason
 from shm.worker import TERMINATED
 from tests.unit.router.build import MS, Bench, request
 
-
 # Counted
 
 
