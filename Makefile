@@ -6,6 +6,7 @@
 # make bench SCENARIOS="bidding text"   measure, beside peers where a scenario names them; make bench-quick: a little of each
 # make bench-check ROWS=one,forty   the farm beside its peers, judged row by row; BENCH_ARGS=--quick for a short one
 # make sim SEED=n   one simulated world again, turn by turn; make sim-long HOURS=n goes through new ones
+# make mutation MODULES="shedding runs"   small changes of the deciding modules that no test notices; half an hour for all
 # make clean  remove what all of these made
 #
 # PYTHON=/path/to/python3 picks an interpreter, PYTEST_ARGS goes to pytest.
@@ -14,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test lint check model sim sim-long bench bench-quick bench-check clean
+.PHONY: help demo dev test lint check model sim sim-long bench bench-quick bench-check mutation clean
 
 PIP_INSTALL := bin/python -m pip --disable-pip-version-check install --quiet
 PACKAGES := farm router workers shm
@@ -110,7 +111,16 @@ model: .venv-train/.tools
 	@.venv-train/$(PIP_INSTALL) -r tools/requirements-train.txt
 	@touch $@
 
+# All that is needed is pinned apart: the mutation tool wants nothing of the farm's own tools.
+mutation: .venv-mutation/.tools
+	@nice -n 10 .venv-mutation/bin/python tools/mutate.py $(MODULES)
+
+.venv-mutation/.tools: tools/requirements-mutation.txt tools/make_venv
+	@tools/make_venv .venv-mutation
+	@.venv-mutation/$(PIP_INSTALL) -r tools/requirements-mutation.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-test .venv-bare .venv-train build dist *.egg-info
+	rm -rf .venv .venv-test .venv-bare .venv-train .venv-mutation build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
