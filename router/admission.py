@@ -8,10 +8,11 @@ for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from router import events as ev
-from router.closing import Closing
+from router.closing import RETRY_AFTER_MS_MAX, Closing
 from router.config import RouterConfig
 from router.counters import Counters
 from router.ledger import Entry, Ledger, Session
@@ -125,7 +126,8 @@ class Admission:
         elif self.draining:
             closing.end(entry, Ending.SHED, Reason.DRAINING, now_ns)
         elif self._rate and not self._within_rate(entry.session, now_ns):
-            closing.end(entry, Ending.SHED, Reason.RATE, now_ns)
+            earned_ms = math.ceil((1 - entry.session.tokens) / self._rate * 1000)
+            closing.end(entry, Ending.SHED, Reason.RATE, now_ns, retry_after_ms=min(earned_ms, RETRY_AFTER_MS_MAX))
         elif not model.ready and self._is_out_of_order(model, now_ns):
             closing.end(entry, Ending.SHED, Reason.NO_WORKER, now_ns)
         elif (
@@ -199,8 +201,7 @@ class Admission:
     def _has_time(self, entry: Entry, model: ModelState, now_ns: int) -> bool:
         """Whether it and everyone it would overtake are done in time; who must give way for that is evicted."""
         forecast, queue = model.forecast, model.queue
-        if forecast.now_ns != now_ns:
-            forecast.refresh(self._roster.of_model(model.index), model.max_batch, now_ns)
+        forecast.look(self._roster.of_model(model.index), model.max_batch, now_ns)
         late = make_room(queue, forecast, entry)
         if late is None:
             return False

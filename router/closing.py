@@ -107,11 +107,13 @@ class Closing:
         *,
         run_over: bool = False,
         message: str | None = None,
+        retry_after_ms: int = 0,
     ) -> None:
         """Answer an entry that the model does not answer: by what its model's table has for the reason, else so.
 
         ending: what is said when nothing else can answer.
         run_over: no worker has it any more; else the slots of a running entry stay held.
+        retry_after_ms: for who is shed; 0: when what is queued and in hand now will be done.
         """
         session, request = entry.session, entry.request
         held = entry.state is State.RUNNING and not run_over
@@ -123,7 +125,9 @@ class Closing:
             request.rows,
             Stages(entry.arrived_ns, (entry.dispatched_ns or now_ns) - entry.arrived_ns),
             message=message,
-            retry_after_ms=self._retry_after_ms(entry.model) if ending is Ending.SHED else 0,
+            retry_after_ms=(retry_after_ms or self._retry_after_ms(entry.model, now_ns))
+            if ending is Ending.SHED
+            else 0,
         )
         if held:
             self._counters.held += 1
@@ -178,10 +182,10 @@ class Closing:
             case _:
                 raise AssertionError(f"{ending!r} is counted elsewhere")
 
-    def _retry_after_ms(self, model_index: int) -> int:
-        """How long what is queued now will take."""
+    def _retry_after_ms(self, model_index: int, now_ns: int) -> int:
+        """When what is queued and in hand now will be done: whoever comes then finds the workers free."""
         model = self._models[model_index]
-        workers = max(1, self._roster.ready_count(model_index))
-        runs = model.queue.rows / model.max_batch + 1
-        wait_ms = int(runs * model.costs.estimate(model.max_batch) / workers / 1e6)
+        forecast = model.forecast
+        forecast.look(self._roster.of_model(model_index), model.max_batch, now_ns)
+        wait_ms = (forecast.finish_ns(max(1, model.queue.rows)) - now_ns) // 1_000_000
         return min(max(1, wait_ms), RETRY_AFTER_MS_MAX)

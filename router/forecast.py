@@ -20,7 +20,7 @@ from router.roster import Worker, WorkerState
 
 
 class Forecast:
-    """`refresh` once a turn, then ask."""
+    """`look` at the workers, then ask."""
 
     __slots__ = ("_costs", "_full_ns", "_loads", "_max_batch", "now_ns")
 
@@ -32,8 +32,11 @@ class Forecast:
         """(j, what the j workers that are free soonest have left, in ns), for each j."""
         self.now_ns = -1
 
-    def refresh(self, workers: Sequence[Worker], max_batch: int, now_ns: int) -> None:
-        """Look at the workers as they are now. Without a ready one: as if one came now; a queue waits for it."""
+    def look(self, workers: Sequence[Worker], max_batch: int, now_ns: int) -> None:
+        """See the workers as they are now, unless that was done at this time already. Without a ready one: as if one
+        came now; a queue waits for it."""
+        if self.now_ns == now_ns:
+            return
         self.now_ns = now_ns
         self._max_batch = max_batch
         self._full_ns = self._costs.estimate(max_batch)
@@ -47,6 +50,10 @@ class Forecast:
         for j, each in enumerate(left or [0], 1):
             load += each
             self._loads.append((j, load))
+
+    def forget(self) -> None:
+        """What was seen is so no longer: a run began or ended."""
+        self.now_ns = -1
 
     def _left_ns(self, worker: Worker, now_ns: int) -> int:
         if not worker.runs:

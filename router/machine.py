@@ -278,7 +278,6 @@ class RouterMachine:
                 if batch:
                     queue.waiting_since_ns = now_ns
                     self._runs.start(worker, batch, now_ns)
-                    model.forecast.now_ns = -1
 
     def _next_batch(self, model: ModelState, worker: Worker, now_ns: int) -> list[Entry] | None:
         """The next batch for this worker, no larger than lets the first of it be in time. Empty when the first cannot

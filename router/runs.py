@@ -74,6 +74,7 @@ class Runs:
         self.in_hand[run.number] = run
         worker.runs.append(run)
         model = self._models[worker.model]
+        model.forecast.forget()
         cost_ns = model.costs.estimate(run.rows)
         begin_ns = now_ns
         if len(worker.runs) == 1:
@@ -125,6 +126,7 @@ class Runs:
         if worker.suspect:
             worker.suspect = False
             model.suspects -= 1
+        model.forecast.forget()
         took_ns = now_ns - run.began_ns
         self._counters.count_copies(event.copies)
         if worker.runs:

@@ -74,7 +74,7 @@ class OnlyNewcomer(Admission):
 
     def _has_time(self, entry: Entry, model: ModelState, now_ns: int) -> bool:
         forecast = model.forecast
-        forecast.refresh(self._roster.of_model(model.index), model.max_batch, now_ns)
+        forecast.look(self._roster.of_model(model.index), model.max_batch, now_ns)
         above, own, _ = model.queue.before(entry.request.priority, entry.due_ns)
         return forecast.finish_ns(above + own + (entry.request.rows or 1)) <= entry.due_ns
 

@@ -196,7 +196,7 @@ def test_when_to_come_back_is_when_what_waits_is_done():
     bench.ask(request(99, slot=63, in_ms=9_000, rows=2))
     bench.ask(*(request(n, in_ms=9_000) for n in range(1, 6)))
     assert (bench.reply.id, bench.reply.reason) == (5, Reason.QUEUE_FULL)
-    # Two batches that wait and one for who comes then.
+    # What is in hand, and two batches that wait.
     assert bench.reply.retry_after_ms == 30
 
 
@@ -205,13 +205,22 @@ def test_several_workers_are_done_sooner():
     bench.ask(*(request(n, in_ms=9_000) for n in (1, 2)))
     assert len(bench.dispatched) == 2
     bench.ask(*(request(n, in_ms=9_000) for n in range(3, 7)))
-    assert (bench.reply.reason, bench.reply.retry_after_ms) == (Reason.QUEUE_FULL, 20)
+    assert (bench.reply.reason, bench.reply.retry_after_ms) == (Reason.QUEUE_FULL, 30)
 
 
 def test_nobody_is_told_to_come_back_at_once():
+    bench = Bench(in_flight_max=1, run_ns=200_000)
+    bench.ask(request(1), request(2))
+    assert (bench.reply.reason, bench.reply.retry_after_ms) == (Reason.IN_FLIGHT_FULL, 1)
+
+
+def test_who_sends_too_fast_is_told_when_its_rate_lets_it():
     bench = Bench(client_rate=10)
     bench.ask(request(1), request(2))
-    assert (bench.reply.reason, bench.reply.retry_after_ms) == (Reason.RATE, 1)
+    assert (bench.reply.reason, bench.reply.retry_after_ms) == (Reason.RATE, 100)
+    bench.turn(after_ms=40)
+    bench.ask(request(3))
+    assert (bench.reply.reason, bench.reply.retry_after_ms) == (Reason.RATE, 60)
 
 
 def test_who_was_not_shed_is_not_told_when_to_come_back():

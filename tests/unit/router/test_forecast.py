@@ -41,7 +41,7 @@ def forecast(*workers: Worker, max_batch: int = MAX_BATCH) -> Forecast:
     costs = RunCosts()
     costs.seed([(1, ONE), (MAX_BATCH, FULL)])
     made = Forecast(costs)
-    made.refresh(workers, max_batch, NOW)
+    made.look(workers, max_batch, NOW)
     return made
 
 
@@ -151,13 +151,16 @@ def test_without_any_worker_it_is_as_if_one_came_now():
 def test_a_forecast_is_as_of_the_moment_it_was_made():
     told = forecast(worker())
     assert told.now_ns == NOW
-    told.refresh([worker()], MAX_BATCH, NOW + 7)
+    told.look([worker()], MAX_BATCH, NOW + 7)
     assert (told.now_ns, told.finish_ns(1)) == (NOW + 7, NOW + 7 + ONE)
 
 
 def test_nothing_is_left_of_an_earlier_look():
     told = forecast(busy(9 * MS), busy(8 * MS))
-    told.refresh([busy(MS)], 2, NOW)
+    told.look([busy(MS)], 2, NOW)
+    assert done_in(told, 1) == [8 * MS + ONE], "at one time one look is enough"
+    told.forget()
+    told.look([busy(MS)], 2, NOW)
     assert done_in(told, 1, 3) == [MS + ONE, MS + 2 * 2 * MS]
 
 

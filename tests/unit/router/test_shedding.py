@@ -36,7 +36,7 @@ def forecast() -> Forecast:
     costs = RunCosts()
     costs.seed([(1, MS)])
     made = Forecast(costs)
-    made.refresh([], 1, NOW)
+    made.look([], 1, NOW)
     return made
 
 
