@@ -225,6 +225,8 @@ class Run:
         target = self._targets[names[0]]
         try:
             target.start(step.case)
+            if self._options.quiet_s:
+                host.wait_quiet(self._options.quiet_s, OTHERS_PERCENT)
             return capacity_of(target, step.load)
         finally:
             target.stop()
