@@ -153,7 +153,9 @@ def _sweep(options: argparse.Namespace) -> int:
         keep=lambda so_far: result.save(so_far, path),
     )
     knee = sweep.knee_of(measured, wanted.targets[0])
-    if knee is not None:
+    if knee is None:
+        print(f"no load was held: at each more than {1 - sweep.HELD:.0%} were not answered in time; no capacity to write")
+    else:
         print(f"the knee: {knee.rows_per_second:,.0f} rows a second in time, p99 {knee.p99_ms:.2f} ms")
         if options.capacity is not None:
             sweep.write_capacity(options.capacity, wanted, knee, measured.host)
