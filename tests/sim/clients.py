@@ -13,6 +13,7 @@ from shm.errors import NoRoom, TooLarge
 from shm.layout import Tensor, place, slots_for
 from shm.limits import DEADLINE_NS_MAX
 from shm.slots import SlotPool
+from tests.sim.recorded import GAPS
 from tests.sim.scenario import MS
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class SimClient:
         self.alive = True
         self.asking = True
         self.next_id = 1
+        self.at_gap = world.rng.randrange(len(GAPS))
+        self.slow = world.rng.random() < world.scenario.faults["slow_client"]
+        """It reads what it is sent long after it came."""
         self.attach()
         world.after(self.interval(), self.ask)
 
@@ -61,7 +65,11 @@ class SimClient:
             self.submit(again)
 
     def interval(self) -> int:
-        return int(self.world.rng.expovariate(1.0) * self.world.scenario.frame_interval_ns)
+        scenario = self.world.scenario
+        if not scenario.recorded:
+            return int(self.world.rng.expovariate(1.0) * scenario.frame_interval_ns)
+        self.at_gap = (self.at_gap + 1) % len(GAPS)
+        return int(GAPS[self.at_gap] * scenario.frame_interval_ns)
 
     def say(self, event: ev.Event) -> None:
         """The lane keeps order."""

@@ -38,6 +38,8 @@ class Scenario:
     slot_bytes: int
     frame_interval_ns: int
     """Mean time between two frames of one client."""
+    recorded: bool
+    """Gaps between frames are those of a recorded service, else Poisson's."""
     burst: float
     deadlines_ms: tuple[float, ...]
     turn_late_ns: int
@@ -117,12 +119,14 @@ def draw(seed: int) -> Scenario:
         slot_count=rng.choice((4, 16, 64)),
         slot_bytes=rng.choice((64, 256)),
         frame_interval_ns=interval_ns,
+        recorded=rng.random() < 0.2,
         burst=rng.choice((0.0, 0.05, 0.3)),
         deadlines_ms=rng.choice(((8.0, 60.0), (40.0,), (1.0, 5.0, 500.0), (20.0, 4000.0))),
         turn_late_ns=0 if on_time else rng.choice((50_000, 2 * MS, 30 * MS)),
         stall=0.0 if on_time else rng.choice((0.0, 0.001)),
         faults={
             "client_dies": 0.002 * severity,
+            "slow_client": 0.1 * severity,
             "lie": 0.03 * severity,
             "cancel": 0.05 * severity,
             "gives_up": 0.2 if severity else 0.0,

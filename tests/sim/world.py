@@ -190,6 +190,8 @@ class World:
             # What a dead worker had in hand comes back on top.
             assert model.queue.count <= model.config.queue_requests + in_hand
             assert model.queue.payload_bytes <= model.queue_bytes_max + in_hand * 64 * 256
+            open_max = model.config.in_flight_max
+            assert not open_max or self.machine.ledger.open_of[model.index] <= open_max
             if not model.max_delay_ns and model.queue.count:
                 assert not self.truth.idle_worker(model.index), "requests wait and a worker has nothing to do"
 
@@ -228,7 +230,8 @@ class World:
     def _tell_client(self, session: int, hear: Callable[..., None], what: object) -> None:
         client = self.clients.get(session)
         if client is not None and client.alive:
-            client.heard_ns = max(client.heard_ns + 1, self.now_ns + self.rng.randint(20_000, 100_000))
+            way_ns = self.rng.randint(20 * MS, 500 * MS) if client.slow else self.rng.randint(20_000, 100_000)
+            client.heard_ns = max(client.heard_ns + 1, self.now_ns + way_ns)
             self.at(client.heard_ns, hear, client, session, what)
 
     def _answer_instead(self, reply: Reply, steps: Sequence[str]) -> Reply:
