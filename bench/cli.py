@@ -154,7 +154,7 @@ def _sweep(options: argparse.Namespace) -> int:
     )
     knee = sweep.knee_of(measured, wanted.targets[0])
     if knee is None:
-        print(f"no load was held: at each more than {1 - sweep.HELD:.0%} were not answered in time; no capacity to write")
+        print(f"no load was held, {sweep.HELD:.0%} answered in time: there is no capacity to write down")
     else:
         print(f"the knee: {knee.rows_per_second:,.0f} rows a second in time, p99 {knee.p99_ms:.2f} ms")
         if options.capacity is not None:
