@@ -3,7 +3,7 @@
 Each row of the table measures the farm and its peers in turns, several times, in the same run, and judges the ratios of
 figures that were taken within the same repeat: absolute figures move with the host. Everything is on in the farm:
 deadlines, checks, counters. The exit status is 0 when every row holds, 1 when one does not, 2 when one could not be
-measured. The measurements are kept as a result of the harness, the verdicts beside it.
+measured, or only while others used the host. The measurements are kept as a result of the harness, the verdicts beside it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"measured on {whole.host.get('cpu', 'this host')}; kept in {output}")
     for left_out in dict.fromkeys(whole.left_out):
         print(f"left out: {left_out}")
-    return status_of([verdict for each in judged for verdict in each.verdicts])
+    return status_of(judged)
 
 
 def _measure(part: str, seconds: float, repeats: int, quiet_s: float, whole: Result) -> Result:
@@ -125,10 +125,12 @@ def line_of(row: str, verdict: Verdict) -> str:
     return " ".join([*cells, {True: passed, False: f"MISSES {verdict.miss}", None: "NOT MEASURED"}[verdict.holds]])
 
 
-def status_of(verdicts: list[Verdict]) -> int:
-    if any(verdict.holds is False for verdict in verdicts):
+def status_of(judged: list[Judged]) -> int:
+    """A disturbed row proves nothing: it neither passes nor, while nothing else fails, misses."""
+    sound = [verdict for row in judged if not row.disturbed for verdict in row.verdicts]
+    if any(verdict.holds is False for verdict in sound):
         return 1
-    return 2 if any(verdict.holds is None for verdict in verdicts) else 0
+    return 2 if any(row.disturbed for row in judged) or any(verdict.holds is None for verdict in sound) else 0
 
 
 def _number(value: float | None) -> str:

@@ -149,9 +149,14 @@ def test_every_row_says_not_measured_rather_than_pass_when_nothing_ran():
         assert verdict.holds is None
 
 
-def test_status_tells_misses_from_rows_that_were_not_measured():
-    held, missed, absent = (rows.Verdict(claim="c", holds=holds) for holds in (True, False, None))
-    assert [check.status_of(each) for each in ([held], [held, missed, absent], [held, absent])] == [0, 1, 2]
+def test_status_tells_misses_from_rows_that_were_not_measured_or_were_disturbed():
+    def judged(*holds, disturbed=False):
+        return check.Judged("r", "a", [rows.Verdict(claim="c", holds=each) for each in holds], disturbed)
+
+    disturbed = judged(True, False, disturbed=True)
+    assert check.status_of([judged(True, True)]) == 0
+    assert check.status_of([judged(True, False, None), disturbed]) == 1
+    assert check.status_of([judged(True, None)]) == check.status_of([judged(True), disturbed]) == 2
 
 
 def test_unknown_row_is_refused_by_name(capsys):
