@@ -3,7 +3,7 @@
 Each row of the table measures the farm and its peers in turns, several times, in the same run, and judges the ratios of
 figures that were taken within the same repeat: absolute figures move with the host. Everything is on in the farm:
 deadlines, checks, counters. The exit status is 0 when every row holds, 1 when one does not, 2 when one could not be
-measured, or only while others used the host. The measurements are kept as a result of the harness, the verdicts beside it.
+measured, or only while others used the host. Measurements are kept as a result of the harness, verdicts beside it.
 """
 
 from __future__ import annotations
