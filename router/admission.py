@@ -191,12 +191,14 @@ class Admission:
         has in hand. The usual case, and its check must be cheap; where it fails, nothing is said yet."""
         queue = model.queue
         due_ns = entry.due_ns if entry.due_ns < queue.not_before_ns else queue.not_before_ns
-        begin_ns = model.busy_until_ns if model.busy_until_ns > now_ns else now_ns
-        rows = queue.rows + (entry.request.rows or 1)
-        if rows == 1:
-            return begin_ns + model.costs.estimate(1) <= due_ns and not model.suspects
-        batches = (rows - 1) // model.max_batch + 1
-        return begin_ns + batches * model.costs.estimate(model.max_batch) <= due_ns and not model.suspects
+        begin_ns = model.busy_until_ns
+        if begin_ns <= now_ns:
+            if model.in_hand:
+                return False  # over its time, and nobody knows for how long
+            begin_ns = now_ns
+        rows, full = queue.rows + (entry.request.rows or 1), model.max_batch
+        cost_ns = model.costs.estimate(rows if rows < full else full) * ((rows - 1) // full + 1)
+        return begin_ns + cost_ns <= due_ns and not model.suspects
 
     def _has_time(self, entry: Entry, model: ModelState, now_ns: int) -> bool:
         """Whether it and everyone it would overtake are done in time; who must give way for that is evicted."""

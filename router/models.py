@@ -40,6 +40,7 @@ class ModelState:
         "hang_ns",
         "has_rules",
         "in_flight_max",
+        "in_hand",
         "index",
         "input_plan",
         "instead",
@@ -88,6 +89,8 @@ class ModelState:
         self.costs = RunCosts()
         self.forecast = Forecast(self.costs)
         self.retries = RetryBudget()
+        self.in_hand = 0
+        """Runs that its workers have."""
         self.busy_until_ns = 0
         """When the last of its workers is predicted to have done what it has in hand."""
         self.suspects = 0

@@ -73,6 +73,7 @@ class Runs:
         run = RunInHand(self._number, worker, batch, now_ns)
         self.in_hand[run.number] = run
         worker.runs.append(run)
+        self._models[worker.model].in_hand += 1
         model = self._models[worker.model]
         model.forecast.forget()
         cost_ns = model.costs.estimate(run.rows)
@@ -126,6 +127,7 @@ class Runs:
         if worker.suspect:
             worker.suspect = False
             model.suspects -= 1
+        model.in_hand -= 1
         model.forecast.forget()
         took_ns = now_ns - run.began_ns
         self._counters.count_copies(event.copies)
@@ -201,6 +203,7 @@ class Runs:
             del self.in_hand[run.number]
             for entry in run.entries:
                 self._try_again(entry, now_ns, began=position == 0)
+        self._models[worker.model].in_hand -= len(worker.runs)
         worker.runs.clear()
         if worker.suspect:
             self._models[worker.model].suspects -= 1
@@ -294,5 +297,6 @@ class Runs:
                 assert not first or run.limit_ns or run.kill_ns, "a run has no limit"
                 assert run.worker.suspect == (run.worker.runs[0].kill_ns > 0)
         for model in self._models:
+            assert model.in_hand == sum(len(worker.runs) for worker in self._roster.of_model(model.index))
             assert model.suspects == sum(worker.suspect for worker in self._roster.of_model(model.index))
         return self._roster.check_invariants(self.in_hand)

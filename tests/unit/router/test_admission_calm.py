@@ -12,6 +12,7 @@ from router.costs import RunCosts
 from router.ledger import Entry
 from router.models import ModelState
 from router.roster import Worker
+from shm.endings import Reason
 from tests.unit.router.build import MS, Bench, request
 
 
@@ -78,3 +79,12 @@ def workers(bench: Bench) -> list[Worker]:
 
 def estimate(bench: Bench, rows: int) -> int:
     return bench.machine.models[0].costs.estimate(rows)
+
+
+def test_a_run_that_is_over_its_time_is_not_taken_for_ended():
+    """It may take as long again, and its worker may hang."""
+    bench = Bench(run_ns=10 * MS, max_batch=1)
+    bench.ask(request(1, in_ms=500))
+    bench.pass_time(11)
+    bench.ask(request(2, in_ms=15, now=bench.now))
+    assert bench.reply.reason == Reason.PREDICTED_LATE

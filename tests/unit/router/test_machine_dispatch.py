@@ -170,7 +170,7 @@ def test_nobody_is_dropped_for_want_of_a_second_place_in_a_workers_hands():
     bench.machine.models[0].costs._likely[1] = bench.machine.models[0].costs._at[1]
     (first, second) = (bench.machine.roster.workers[n] for n in (1, 2))
     first.free_ns = second.free_ns = bench.now + MS - 1
-    bench.machine.models[0].busy_until_ns = bench.now
+    bench.machine.models[0].busy_until_ns = bench.now + 1
     bench.ask(request(1, in_ms=reserve_ms(bench) + 1.2))
     assert bench.actions == []
     assert bench.machine.counters.dropped == 0
