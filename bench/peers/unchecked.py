@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+DEADLINE_MS_MIN = 1000.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -23,10 +24,15 @@ def target(directory: str, name: str) -> Any:
     from unittest.mock import patch
 
     from bench.farmtarget import FarmTarget
-    from bench.target import Case
+    from bench.target import Case, Load
     from farm import farm
 
     class UncheckedFarm(FarmTarget):
+        def refuses(self, case: Case, load: Load) -> str | None:
+            if load.open_loop or load.deadline_ms < DEADLINE_MS_MIN:
+                return "keeps no deadline, and its ledger breaks where one passes: closed loops with long ones only"
+            return super().refuses(case, load)
+
         def start(self, case: Case) -> None:
             with patch.object(farm, "launch", SimpleNamespace(__file__=os.path.abspath(__file__))):
                 super().start(case)
