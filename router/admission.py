@@ -136,7 +136,11 @@ class Admission:
             or self._ledger.open_of[model.index] > model.in_flight_max
         ) and (full := self._full(entry, model, now_ns)) is not None:
             closing.end(entry, Ending.SHED, full, now_ns)
-        elif self._is_calm(entry, model, now_ns) or self._has_time(entry, model, now_ns):
+        elif (
+            self._is_calm(entry, model, now_ns)
+            or self._has_time(entry, model, now_ns)
+            or self._is_nobody_elses(entry, model, now_ns)
+        ):
             queue.push(entry, now_ns)
         else:
             self._doubt(entry, model, now_ns)
@@ -209,6 +213,12 @@ class Admission:
             return False
         self._evict(late, model, now_ns)
         return True
+
+    def _is_nobody_elses(self, entry: Entry, model: ModelState, now_ns: int) -> bool:
+        """Whether a worker has nothing else to do, so that a request which more likely than not is in time may try."""
+        if model.queue.count or self._roster.idle(model.index) is None:
+            return False
+        return now_ns + model.costs.median(entry.request.rows or 1) <= entry.due_ns
 
     def _doubt(self, entry: Entry, model: ModelState, now_ns: int) -> None:
         """A refusal by prediction weakens what it rests on: nothing else corrects it once it refuses everything."""

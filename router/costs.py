@@ -8,8 +8,9 @@ A quantile is tracked without keeping a window: after each run the estimate rise
 and falls by `1 - q` steps when it was faster, so that it settles where a share `q` of runs is below (Robbins and
 Monro's stochastic approximation). A step is a fiftieth of the estimate: an outlier of any size moves it by one step,
 and a lasting change of twofold is followed within about seventy runs. A window of the last 256 runs was rejected: it
-costs a sort, and memory, for the same figure. Two quantiles are kept: p95 decides at arrival, p90 again at dispatch,
-where less is unknown.
+costs a sort, and memory, for the same figure. Three quantiles are kept: p95 decides at arrival, p90 again at dispatch,
+where less is unknown, and the median where a worker has nothing else to do: where others take its CPU now and then, the
+p95 may be beyond every deadline, and to refuse everybody while workers are idle helps nobody.
 
 Sizes that do not occur for a while follow those that do (every TREND_RUNS runs): else an estimate from a bad time, by
 which large batches are never formed again, would never be put right.
@@ -22,6 +23,7 @@ from collections.abc import Iterable
 
 AT_ARRIVAL = 0.95
 AT_DISPATCH = 0.90
+WHEN_IDLE = 0.5
 STEP = 0.02
 FLOOR_NS = 1_000
 SIZES_MAX = 4096
@@ -37,11 +39,12 @@ TREND_RUNS = 64
 class RunCosts:
     """Estimated cost in ns for every number of rows."""
 
-    __slots__ = ("_at", "_began", "_known", "_likely", "_runs_left")
+    __slots__ = ("_at", "_began", "_known", "_likely", "_median", "_runs_left")
 
     def __init__(self) -> None:
         self._at: dict[int, float] = {}
         self._likely: dict[int, float] = {}
+        self._median: dict[int, float] = {}
         self._known: list[int] = []
         self._began: dict[int, float] = {}
         """By size seen since the last look at the trend: its estimate then."""
@@ -54,7 +57,7 @@ class RunCosts:
                 self._learn_size(rows, float(max(cost_ns, FLOOR_NS)))
 
     def _learn_size(self, rows: int, cost_ns: float) -> None:
-        self._at[rows] = self._likely[rows] = cost_ns
+        self._at[rows] = self._likely[rows] = self._median[rows] = cost_ns
         insort(self._known, rows)
 
     def observe(self, rows: int, cost_ns: int) -> None:
@@ -78,6 +81,11 @@ class RunCosts:
             self._likely[rows] = likely * (1 + STEP * AT_DISPATCH)
         elif likely > FLOOR_NS:
             self._likely[rows] = likely * (1 - STEP * (1 - AT_DISPATCH))
+        median = self._median[rows]
+        if cost_ns > median:
+            self._median[rows] = median * (1 + STEP * WHEN_IDLE)
+        elif median > FLOOR_NS:
+            self._median[rows] = median * (1 - STEP * (1 - WHEN_IDLE))
         self._runs_left -= 1
         if not self._runs_left:
             self._follow_trend()
@@ -93,6 +101,7 @@ class RunCosts:
             if rows not in began:
                 self._at[rows] = max(self._at[rows] * moved, FLOOR_NS)
                 self._likely[rows] = max(self._likely[rows] * moved, FLOOR_NS)
+                self._median[rows] = max(self._median[rows] * moved, FLOOR_NS)
 
     def doubt(self, rows: int) -> None:
         """A request was refused by this estimate while a worker had nothing to do. What is refused teaches nothing, so
@@ -102,7 +111,7 @@ class RunCosts:
             if not self._known or len(self._known) >= SIZES_MAX:
                 return
             self._learn_size(rows, float(self.estimate(rows)))
-        for at, quantile in ((self._at, AT_ARRIVAL), (self._likely, AT_DISPATCH)):
+        for at, quantile in ((self._at, AT_ARRIVAL), (self._likely, AT_DISPATCH), (self._median, WHEN_IDLE)):
             if at[rows] > FLOOR_NS:
                 at[rows] *= 1 - STEP * (1 - quantile)
 
@@ -115,6 +124,11 @@ class RunCosts:
         """The p90, by the same rule."""
         known = self._likely.get(rows)
         return int(known) if known is not None else self._between(self._likely, rows)
+
+    def median(self, rows: int) -> int:
+        """The median, by the same rule."""
+        known = self._median.get(rows)
+        return int(known) if known is not None else self._between(self._median, rows)
 
     def rows_within(self, time_ns: int, rows_max: int) -> int:
         """The most rows, up to `rows_max`, that likely take no longer than `time_ns`; 0 where not even one does."""

@@ -289,7 +289,7 @@ class RouterMachine:
         left_ns = first.due_ns - begin_ns
         most = rows if first.alone else max(rows, min(model.max_batch, queue.rows))
         done_ns = costs.likely(most)
-        while done_ns > PREFETCH_NS and most // 2 > rows:
+        while done_ns > PREFETCH_NS and most // 2 >= rows and not model.max_delay_ns:
             # Where a batch of half the rows takes little more than half the time, the other half need not wait for it,
             # and is there when the next worker is free.
             half_ns = costs.likely(most // 2)
@@ -301,6 +301,9 @@ class RouterMachine:
             if costs.likely(rows) > left_ns:
                 if worker.runs:
                     return None
+                if queue.count == 1 and costs.median(rows) <= left_ns:
+                    # Nobody else wants this worker's time.
+                    return queue.take_batch(rows, 1)
                 queue.forget(first)
                 costs.doubt(rows)
                 self.counters.dropped += 1

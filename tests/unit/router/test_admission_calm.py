@@ -88,3 +88,28 @@ def test_a_run_that_is_over_its_time_is_not_taken_for_ended():
     bench.pass_time(11)
     bench.ask(request(2, in_ms=15, now=bench.now))
     assert bench.reply.reason == Reason.PREDICTED_LATE
+
+
+def scattered(*runs_ns: int) -> Bench:
+    """One idle worker whose runs of one row took such times, again and again."""
+    bench = Bench(run_ns=runs_ns[0])
+    for _ in range(300):
+        for run_ns in runs_ns:
+            bench.machine.models[0].costs.observe(1, run_ns)
+    return bench
+
+
+def test_where_a_worker_is_idle_who_is_in_time_more_likely_than_not_may_try():
+    """One run in five is disturbed: no p95 below 20 ms, and no answer at all if that decided."""
+    bench = scattered(2 * MS, 2 * MS, 2 * MS, 2 * MS, 40 * MS)
+    assert bench.machine.models[0].costs.estimate(1) > 20 * MS
+    bench.ask(request(1, in_ms=15))
+    assert bench.dispatched == [[1]]
+    bench.ask(request(2, in_ms=15))
+    assert bench.reply.reason == Reason.PREDICTED_LATE, "it would have to wait, and nobody can promise it anything"
+
+
+def test_where_a_worker_is_idle_who_is_late_more_likely_than_not_is_told():
+    bench = scattered(40 * MS, 40 * MS, 2 * MS)
+    bench.ask(request(1, in_ms=15))
+    assert bench.reply.reason == Reason.PREDICTED_LATE

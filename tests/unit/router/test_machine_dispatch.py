@@ -144,7 +144,13 @@ def test_one_that_runs_alone_is_judged_alone():
 def test_where_batching_does_not_pay_a_part_of_the_queue_is_left_for_the_next_worker():
     bench = behind(*(request(n, in_ms=500) for n in range(1, 9)))
     bench.end_run()
-    assert bench.dispatched == [[1, 2]]
+    assert bench.dispatched == [[1]]
+
+
+def test_where_batching_does_not_pay_what_comes_together_is_spread_over_idle_workers():
+    bench = Bench(run_ns=MS, row_ns=MS, workers=2)
+    bench.ask(request(1), request(2))
+    assert bench.dispatched == [[1], [2]]
 
 
 def test_where_batching_pays_the_whole_queue_runs_together():

@@ -194,6 +194,17 @@ def test_a_higher_priority_never_gives_way(forecast):
     assert evicted(queue, forecast, place(9, due=2.5, priority=1)) is None
 
 
+def test_who_of_a_lower_priority_is_in_time_is_before_those_after_it(forecast):
+    queue = queue_of(place(1, due=6), place(2, due=8, rows=3), place(3, due=9))
+    # Done at 6, 9 and, once the second has gone, 7 ms.
+    assert evicted(queue, forecast, place(9, due=50, rows=5, priority=1)) == [2]
+
+
+def test_a_lower_priority_without_rows_counts_as_one(forecast):
+    queue = queue_of(place(1, due=6, rows=0), place(2, due=6.5, rows=3), place(3, due=7, rows=0))
+    assert evicted(queue, forecast, place(9, due=50, rows=5, priority=1)) == [2]
+
+
 # The share of the lower priorities
 
 
@@ -234,6 +245,18 @@ def test_rows_of_a_line_that_is_in_time_use_up_the_share_of_those_below_it(forec
 
     assert evicted(queue(3 * SHARE_EVERY), forecast, place(9, due=900, priority=7)) == []
     assert evicted(queue(3 * SHARE_EVERY - 0.5), forecast, place(9, due=900, priority=7)) == [2]
+
+
+def test_rows_of_all_lines_that_are_in_time_use_up_the_share(forecast):
+    def queue(due: float) -> ModelQueue:
+        in_time = [place(1, due=99, priority=5, rows=2), place(2, due=99, priority=4, rows=3)]
+        return queue_of(*crowd(80, due=1000, priority=7), *in_time, place(3, due=due))
+
+    assert evicted(queue(6 * SHARE_EVERY), forecast, place(9, due=900, priority=7)) == []
+    late = queue_of(*queue(6 * SHARE_EVERY - 8).entries(), *crowd(20, due=1000, first=300, priority=7))
+    assert evicted(late, forecast, place(9, due=900, priority=7)) == [1, 2] if False else evicted(
+        queue(6 * SHARE_EVERY - 9.5), forecast, place(9, due=900, priority=7, rows=1)
+    ) == [3]
 
 
 def test_who_gave_way_uses_up_nobodys_share(forecast):
