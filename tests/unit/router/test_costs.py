@@ -193,7 +193,7 @@ def test_one_slow_run_and_one_fast_run_move_each_quantile_by_its_step():
 
 
 def test_a_run_that_took_what_was_predicted_counts_as_fast():
-    assert learned(10_000).estimate(1) == 9_990
+    assert (learned(10_000).estimate(1), learned(10_000).likely(1)) == (9_990, 9_980)
 
 
 def test_a_doubt_is_worth_a_fast_run():
@@ -266,3 +266,16 @@ def test_at_most_so_many_rows_fit_however_much_time_there_is():
     costs = learned(seed_ns=10_000)
     assert costs.rows_within(10**9, 5) == 5
     assert costs.rows_within(0, 5) == 0
+
+
+def test_the_very_first_run_is_believed_whatever_it_took():
+    costs = RunCosts()
+    costs.observe(3, 50 * UNKNOWN_NS)
+    assert costs.estimate(3) == 50 * UNKNOWN_NS
+
+
+def test_an_estimate_at_its_floor_stays_there():
+    costs = learned(seed_ns=FLOOR_NS)
+    costs.observe(1, 0)
+    costs.doubt(1)
+    assert (costs._at[1], costs._likely[1]) == (FLOOR_NS, FLOOR_NS)

@@ -48,6 +48,32 @@ def test_a_run_of_slots_is_free_only_if_every_one_is(ledger, slot, count, free):
     assert is_free(ledger, slot, count) is free
 
 
+def test_the_first_slot_of_an_arena_is_a_slot(ledger):
+    opened(ledger, 1, 0)
+    assert not is_free(ledger, 0)
+    assert not is_free(ledger, 0, 3)
+    assert is_free(ledger, 1, 7)
+
+
+def test_open_requests_are_counted_by_model():
+    ledger = Ledger(3)
+    ledger.attach(1, 8, 256)
+    for number, model in ((1, 2), (2, 0), (3, 2)):
+        asked = request(number, slot=number, model=model)
+        ledger.open(Entry(ledger.sessions[1], asked, NOW, asked.deadline_ns, 16, None))
+    assert (ledger.open_count, ledger.open_of) == (3, [1, 0, 2])
+    ledger.close(ledger.sessions[1].entries[3])
+    assert (ledger.open_count, ledger.open_of) == (2, [1, 0, 1])
+
+
+def test_a_session_begins_with_all_of_its_slots_and_nothing_open(ledger):
+    session = ledger.attach(7, 5, 128)
+    assert (session.number, session.slot_count, session.slot_bytes, session.busy) == (7, 5, 128, bytearray(5))
+    assert (session.entries, session.lost) == ({}, False)
+    with pytest.raises(AssertionError):
+        ledger.attach(7, 5, 128)
+
+
 def test_nothing_is_closed_twice(ledger):
     entry = opened(ledger, 1, 2)
     ledger.close(entry)
