@@ -6,6 +6,7 @@ msgspec alone would name neither the table nor what is allowed, so each key is c
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -79,6 +80,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def show(value: object) -> str:
     """A value as TOML writes it, shortened."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no word for it
     try:
         text = msgspec.json.encode(value).decode()
     except (TypeError, msgspec.MsgspecError):
