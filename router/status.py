@@ -53,6 +53,8 @@ def status_facts(
                 "pid": crew.links[worker.number].pid if worker.number in crew.links else 0,
                 "model": machine.models[worker.model].config.name,
                 "state": worker.state.name.lower(),
+                # Its run is over for everybody who asked; it is killed unless it says so too.
+                "told_to_stop": worker.suspect,
                 "runs": worker.run_count,
                 "in_hand": len(worker.runs),
                 "cpus": crew.links[worker.number].cpus if worker.number in crew.links else (),

@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from farm import Farm
+from farm import DeadlineExceeded, Farm
 from tests import models
 from tests.farmprocess import gone, wait_until
 
@@ -68,3 +68,19 @@ def test_a_frozen_worker_gets_nothing_new_while_another_works(farm):
     assert ends(client, stuck)[0].source == "model"
     assert well["worker"] in workers(running)
     assert frozen["worker"] not in workers(running)
+
+
+def test_the_status_names_a_worker_that_was_told_to_stop_until_it_has(tmp_path):
+    path = models.identity(tmp_path / "m.onnx", "float32")
+    with Farm({"m": {"path": str(path), "hang_ms": 60_000}}, workers=1) as running, running.client() as client:
+        client.infer("m", ROW)
+        ((number, frozen),) = workers(running).items()
+        assert frozen["told_to_stop"] is False
+        os.kill(frozen["pid"], signal.SIGSTOP)
+        try:
+            with pytest.raises(DeadlineExceeded):
+                client.infer("m", ROW, deadline_ms=50)
+            wait_until(lambda: workers(running)[number]["told_to_stop"], "it was told to")
+        finally:
+            os.kill(frozen["pid"], signal.SIGCONT)
+        wait_until(lambda: not workers(running)[number]["told_to_stop"], "it has")
