@@ -67,10 +67,10 @@ def _compile(model: ModelSection, place: Place) -> RuleBook | None:
         return None
     try:
         from router.rules import RuleBook, RuleRefused
+
+        return RuleBook(model.rules)
     except ModuleNotFoundError as error:
         raise ConfigError(f"rules cannot be checked without {error.name}: pip install 'shmfarm[server]'") from error
-    try:
-        return RuleBook(model.rules)
     except RuleRefused as refused:
         raise place.error(str(refused)) from refused
 

@@ -16,12 +16,10 @@ import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from statistics import median_low
 from time import perf_counter_ns
 from typing import Any, Final
 
-import cel
-
+from router import celcore
 from router.answers import AnswerRefused, Made, Row, assemble, encode_row, rows_of
 from router.config import RuleConfig, RulesConfig
 from shm.client import Request
@@ -70,7 +68,7 @@ class Rule:
                     "and has no bound on its time; rules may not use it"
                 )
             try:
-                self.program = cel.compile(config.when)
+                self.program = celcore.load().compile(config.when)
             except ValueError as error:
                 raise RuleRefused(f"rule {config.name!r}: {_first_line(error)}") from error
             self.variables = tuple(self.program.variables())
@@ -320,7 +318,7 @@ def _median_ns(call: Callable[[], object]) -> int:
         began = perf_counter_ns()
         call()
         times.append(perf_counter_ns() - began)
-    return median_low(times)
+    return sorted(times)[(len(times) - 1) // 2]
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from shm.tensors import Array
-from workers.samples import KINDS, Kind, sample
+from workers.samples import KINDS, Dice, Kind, sample
 from workers.session import ModelFailed, Session
 
 ROWS = 4
@@ -53,9 +53,9 @@ def independent_rows(session: Session) -> tuple[bool, str]:
 
 
 def _probe(session: Session, kind: Kind) -> tuple[bool, str]:
-    rng = np.random.default_rng(20)
+    dice = Dice(20)
     for scale in SCALES:
-        feed = sample(session.signature, ROWS, replace(kind, scale=scale), rng)
+        feed = sample(session.signature, ROWS, replace(kind, scale=scale), dice)
         if not any(_distinct(a) for a in feed.values()):
             # Rows that are alike cannot show a mix-up, so the next kind has to.
             raise ModelFailed("made-up rows are all alike")

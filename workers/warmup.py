@@ -6,18 +6,15 @@ times seed the router's estimate of what a run costs.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-import numpy as np
-
 from shm.worker import RunCost
 from workers.buffers import Buffers
 from workers.log import log
-from workers.samples import KINDS, Kind, sample
+from workers.samples import KINDS, Dice, Kind, sample
 from workers.session import ModelFailed, Session
 
 RUNS: Final = 7
@@ -41,12 +38,12 @@ def warm_up(session: Session, buffers: Buffers, max_batch: int) -> list[RunCost]
     kind = _accepted(session)
     if kind is None:
         return []
-    rng = np.random.default_rng(21)
+    dice = Dice(21)
     joined = session.input_plan.fits and session.input_plan.row_form
     costs = []
     run: Callable[[], object]
     for rows in sizes(max_batch, batchable=session.signature.independent_rows):
-        feed = sample(session.signature, rows, kind, rng)
+        feed = sample(session.signature, rows, kind, dice)
         if joined:
             batch = buffers.batch(rows)
             for name, array in feed.items():
@@ -65,7 +62,7 @@ def _accepted(session: Session) -> Kind | None:
     reason = ""
     for kind in KINDS:
         try:
-            session.run(sample(session.signature, 1, kind, np.random.default_rng(21)))
+            session.run(sample(session.signature, 1, kind, Dice(21)))
         except ModelFailed as error:
             reason = str(error)
         else:
@@ -81,4 +78,5 @@ def _median_ns(run: Callable[[], object]) -> int:
         start = time.monotonic_ns()
         run()
         times.append(time.monotonic_ns() - start)
-    return int(statistics.median(times[1:] or times))
+    counted = sorted(times[1:] or times)
+    return counted[len(counted) // 2]

@@ -125,7 +125,7 @@ def test_the_whole_table_is_printed_with_defaults_and_what_it_rests_on(folder, c
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "cel"])
 def test_without_the_server_extra_the_check_says_what_it_could_not_do(folder, missing, capsys, monkeypatch):
-    for module in ("workers.session", "router.rules"):
+    for module in ("workers.session", "router.rules", "cel.cel"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     code, out, err = check(folder, RULE + "answer = {z = 1.0}\n", capsys)
