@@ -128,7 +128,8 @@ def test_without_the_server_extra_the_check_says_what_it_could_not_do(folder, mi
     for module in ("workers.session", "router.rules", "cel.cel"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
-    code, out, err = check(folder, RULE + "answer = {z = 1.0}\n", capsys)
+    when = 'when = "a > 1.0"\n' if missing == "cel" else ""
+    code, out, err = check(folder, RULE + when + "answer = {z = 1.0}\n", capsys)
     if missing == "cel":
         assert code == exits.USAGE and "pip install 'shmfarm[server]'" in err
     else:
