@@ -1,4 +1,4 @@
-"""The machine at its edges: batches halved where they do not pay, several models, and what is easily passed on wrong."""
+"""The machine at its edges: halved batches, several models, and what is easily passed on wrong."""
 
 from __future__ import annotations
 
