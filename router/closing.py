@@ -12,7 +12,7 @@ from router.ledger import Entry, Ledger, Session, State
 from router.models import ModelState
 from router.outbox import Outbox
 from router.roster import Roster
-from shm.client import Reply, Request, Stages
+from shm.client import Reply, Stages
 from shm.endings import Ending, Reason
 from shm.worker import MemberDone
 
@@ -63,21 +63,18 @@ class Closing:
             member.outputs, member.inline, member.overflow_bytes > 0,
         )  # fmt: skip
         model = self._models[entry.model]
-        if (model.keeps_answers or model.sample_every) and not reply.overflow:
-            self._look_at(model, session, request, reply)
+        if not reply.overflow:
+            # The model's answer may be wanted again, or the rules' opinion of it.
+            if model.keeps_answers and request.key is not None:
+                self._outbox.act(ev.KeepAnswer(session.number, model.index, request, reply))
+            if model.sample_every:
+                model.to_sample -= 1
+                if not model.to_sample:
+                    model.to_sample = model.sample_every
+                    self._outbox.act(ev.CompareRules(session.number, model.index, request, reply))
         self._ledger.close(entry)
         self._outbox.reply(session.number, reply)
         return session
-
-    def _look_at(self, model: ModelState, session: Session, request: Request, reply: Reply) -> None:
-        """The model's answer may be wanted again, or the rules' opinion of it."""
-        if model.keeps_answers and request.key is not None:
-            self._outbox.act(ev.KeepAnswer(session.number, model.index, request, reply))
-        if model.sample_every:
-            model.to_sample -= 1
-            if not model.to_sample:
-                model.to_sample = model.sample_every
-                self._outbox.act(ev.CompareRules(session.number, model.index, request, reply))
 
     def end_unanswered(self, entry: Entry, now_ns: int) -> None:
         """The entry's run is over and has no answer for it."""

@@ -35,6 +35,11 @@ WAY_NS = 150_000
 shared]. The first runs put it right."""
 TREND_RUNS = 64
 
+# By what an estimate rises after a run that was slower, and falls after one that was not.
+_ARRIVAL_UP, _ARRIVAL_DOWN = 1 + STEP * AT_ARRIVAL, 1 - STEP * (1 - AT_ARRIVAL)
+_DISPATCH_UP, _DISPATCH_DOWN = 1 + STEP * AT_DISPATCH, 1 - STEP * (1 - AT_DISPATCH)
+_IDLE_UP, _IDLE_DOWN = 1 + STEP * WHEN_IDLE, 1 - STEP * (1 - WHEN_IDLE)
+
 
 class RunCosts:
     """Estimated cost in ns for every number of rows."""
@@ -73,19 +78,19 @@ class RunCosts:
         if rows not in self._began:
             self._began[rows] = estimate
         if cost_ns > estimate:
-            at[rows] = estimate * (1 + STEP * AT_ARRIVAL)
+            at[rows] = estimate * _ARRIVAL_UP
         elif estimate > FLOOR_NS:
-            at[rows] = estimate * (1 - STEP * (1 - AT_ARRIVAL))
+            at[rows] = estimate * _ARRIVAL_DOWN
         likely = self._likely[rows]
         if cost_ns > likely:
-            self._likely[rows] = likely * (1 + STEP * AT_DISPATCH)
+            self._likely[rows] = likely * _DISPATCH_UP
         elif likely > FLOOR_NS:
-            self._likely[rows] = likely * (1 - STEP * (1 - AT_DISPATCH))
+            self._likely[rows] = likely * _DISPATCH_DOWN
         median = self._median[rows]
         if cost_ns > median:
-            self._median[rows] = median * (1 + STEP * WHEN_IDLE)
+            self._median[rows] = median * _IDLE_UP
         elif median > FLOOR_NS:
-            self._median[rows] = median * (1 - STEP * (1 - WHEN_IDLE))
+            self._median[rows] = median * _IDLE_DOWN
         self._runs_left -= 1
         if not self._runs_left:
             self._follow_trend()
@@ -111,9 +116,9 @@ class RunCosts:
             if not self._known or len(self._known) >= SIZES_MAX:
                 return
             self._learn_size(rows, float(self.estimate(rows)))
-        for at, quantile in ((self._at, AT_ARRIVAL), (self._likely, AT_DISPATCH), (self._median, WHEN_IDLE)):
+        for at, down in ((self._at, _ARRIVAL_DOWN), (self._likely, _DISPATCH_DOWN), (self._median, _IDLE_DOWN)):
             if at[rows] > FLOOR_NS:
-                at[rows] *= 1 - STEP * (1 - quantile)
+                at[rows] *= down
 
     def estimate(self, rows: int) -> int:
         """The p95 of a run of so many rows; between known sizes by a straight line, beyond them in proportion."""
