@@ -47,7 +47,9 @@ def forecast(*workers: Worker, max_batch: int = MAX_BATCH) -> Forecast:
 
 def done_in(told: Forecast, *rows: int) -> list[int]:
     """When each number of rows is done, in ns from now."""
-    return [told.finish_ns(number) - NOW for number in rows]
+    found = [told.finish_ns(number) - NOW for number in rows]
+    assert all(type(each) is int for each in found), "times are whole ns"
+    return found
 
 
 def test_with_an_idle_worker_a_first_batch_takes_what_a_run_of_its_size_takes():

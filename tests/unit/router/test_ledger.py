@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router import events as ev
-from router.ledger import Entry, Ledger
+from router.ledger import Entry, Ledger, State
 from router.outbox import Outbox
 from shm.client import Reply
 from tests.unit.router.build import NOW, request
@@ -69,9 +69,17 @@ def test_open_requests_are_counted_by_model():
 def test_a_session_begins_with_all_of_its_slots_and_nothing_open(ledger):
     session = ledger.attach(7, 5, 128)
     assert (session.number, session.slot_count, session.slot_bytes, session.busy) == (7, 5, 128, bytearray(5))
-    assert (session.entries, session.lost) == ({}, False)
+    assert (session.entries, session.lost, session.tokens, session.tokens_ns) == ({}, False, 0, 0)
     with pytest.raises(AssertionError):
         ledger.attach(7, 5, 128)
+
+
+def test_a_request_begins_queued_and_nothing_is_held_against_it():
+    asked = request(3)
+    made = Entry(Ledger(1).attach(1, 8, 256), asked, NOW, NOW + 9, 16, "shape")
+    assert (made.model, made.arrived_ns, made.due_ns, made.payload_bytes, made.shape) == (0, NOW, NOW + 9, 16, "shape")
+    assert (made.state, made.run, made.killers) == (State.QUEUED, None, ())
+    assert (made.dispatched_ns, made.retried, made.alone, made.cancelled) == (0, False, False, False)
 
 
 def test_nothing_is_closed_twice(ledger):
