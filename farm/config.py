@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 import farm.siblings  # noqa: F401 - refuses a stranger's router or workers before the next lines import them
+from farm import capacity
 from farm.errors import ConfigError
 from farm.strict import Place, did_you_mean, read_table, show
 from router.config import (
@@ -83,6 +84,9 @@ class ModelSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     path: str
     version: Annotated[int, Meta(ge=1, le=2**31)] = 1
     workers: Annotated[int, Meta(ge=0, le=WORKERS_MAX)] = 2
+    """In a file also `"auto"`; here it is the number that this came to."""
+    capacity: str | None = None
+    rows_per_second: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
     deadline_ms: Millis = 1000.0
     max_batch: Annotated[int, Meta(ge=1, le=MEMBERS_MAX)] = 32
     max_delay_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
@@ -165,7 +169,10 @@ def from_tables(
         farm=_read_farm(tables.get("farm", {}), source, base_dir),
         arena=read_table(ArenaSection, tables.get("arena", {}), Place(source, "[arena]")),
         router=read_table(RouterSection, tables.get("router", {}), Place(source, "[router]")),
-        models={name: _read_model(name, table, source, base_dir) for name, table in models.items()},
+        models={
+            name: _read_model(name, table, source, base_dir, sum(map(capacity.is_auto, models.values())))
+            for name, table in models.items()
+        },
     )
     _check_together(config)
     return config
@@ -220,11 +227,19 @@ def model_config(name: str, model: ModelSection) -> ModelConfig:
         queue_mib=model.queue_mib,
         in_flight_max=model.in_flight_max,
         hang_ms=model.hang_ms,
+        worker_rows_per_second=_measured_rate(name, model),
         rules=model.rules,
         constant=model.constant,
         last_good=model.last_good,
         on=model.on,
     )
+
+
+def _measured_rate(name: str, model: ModelSection) -> float:
+    """Rows a second of one worker, 0 where nobody measured them."""
+    if model.capacity is None:
+        return 0.0
+    return capacity.read(model.capacity, Place(name, "capacity")).rows_per_second_per_worker
 
 
 def session_config(model: ModelSection) -> SessionConfig:
@@ -278,15 +293,28 @@ def _read_farm(table: object, source: str, base_dir: str) -> FarmSection:
     return msgspec.structs.replace(section, runtime_dir=os.path.abspath(os.path.join(base_dir, section.runtime_dir)))
 
 
-def _read_model(name: str, table: object, source: str, base_dir: str) -> ModelSection:
+def _read_model(name: str, table: object, source: str, base_dir: str, auto_models: int) -> ModelSection:
     place = Place(source, f"[models.{name}]")
     if not 1 <= len(name) <= 128 or not name.isprintable():
         raise place.error("is no name for a model: it must be a text of 1 to 128 characters")
+    auto = capacity.is_auto(table)
+    if auto and isinstance(table, Mapping):
+        table = {key: value for key, value in table.items() if key != "workers"}
     model = read_table(ModelSection, table, place)
     if not model.path:
         raise place.error('path = "": it must be an ONNX file')
+    changes: dict[str, Any] = {"path": os.path.abspath(os.path.join(base_dir, model.path))}
+    measured = None
+    if model.capacity is not None:
+        changes["capacity"] = os.path.abspath(os.path.join(base_dir, model.capacity))
+        measured = capacity.read(changes["capacity"], place)
+    if auto:
+        changes["workers"] = capacity.workers_for(
+            model.rows_per_second, measured, model.intra_op_threads, max(1, auto_models)
+        )
+    model = msgspec.structs.replace(model, **changes)
     _check_fallback(name, model, source)
-    return msgspec.structs.replace(model, path=os.path.abspath(os.path.join(base_dir, model.path)))
+    return model
 
 
 def _check_fallback(name: str, model: ModelSection, source: str) -> None:

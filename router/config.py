@@ -88,6 +88,8 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     hang_ms: Millis = 1000.0
     """A run that takes so much longer than predicted is told to stop, and its worker killed when it does not within
     the same time again."""
+    worker_rows_per_second: Annotated[float, Meta(ge=0)] = 0.0
+    """What one worker carries with full batches, as it was measured under load; 0: what its warm-up says."""
     rules: RulesConfig | None = None
     constant: dict[str, Value] | None = None
     """Every output by name, as in a rule's answer: what the behaviour `constant` answers."""

@@ -178,6 +178,10 @@ class RouterMachine:
         model = self.models[worker.model]
         if worker.state is WorkerState.LOADING:
             worker.state = WorkerState.READY
+        rate = model.config.worker_rows_per_second
+        if rate:
+            # Measured under load, which a warm-up is not.
+            model.costs.seed([(model.config.max_batch, int(model.config.max_batch / rate * 1e9))])
         model.costs.seed((cost.rows, cost.run_ns + WAY_NS) for cost in event.costs)
         if model.signature != event.signature:
             model.adopt(event.signature)
