@@ -40,6 +40,21 @@ def check(folder, text, capsys, model="m.onnx"):
             RULE + "answer = {y = 1.0}\nwhen = '[1].all(i, i > a)'\n",
             "[models.m.rules] rule 'r': the macro 'all' at position 4 walks lists",
         ),
+        # A raw string ends at its backslash, and one in three quotes holds single ones.
+        (
+            FEATURES + RULE + """answer = {y = 1.0}\nwhen = '''r"\\" == "a" || [1].all(a, a > 0) || "b" == "c"'''\n""",
+            "[models.m.rules] rule 'r': the macro 'all' at position 19 walks lists",
+        ),
+        (
+            FEATURES
+            + RULE
+            + 'answer = {y = 1.0}\nwhen = """\\"\\"\\"a\\"b\\"\\"\\" == \\"c\\" || [1].all(a, a > 0)"""\n',
+            "[models.m.rules] rule 'r': the macro 'all' at position 24 walks lists",
+        ),
+        (
+            FEATURES + RULE + "answer = {y = 1.0}\nwhen = 'a == 17.0 && string(b).matches(\"(a{1,100}){1,100}\")'\n",
+            "[models.m.rules] rule 'r': 'matches' compiles its expression for every row",
+        ),
         (
             FEATURES + RULE + "answer = {y = 1.0}\nwhen = 'd > 1.0'\n",
             "[models.m.rules] rule 'r': 'd' is no feature; known are a, b, c",
