@@ -103,6 +103,28 @@ def test_a_first_without_rows_is_judged_as_one():
     assert bench.machine.counters.dropped == 0
 
 
+@pytest.mark.parametrize(("spare_ns", "runs"), [(0, True), (-1, False)])
+def test_who_waits_alone_may_try_where_the_median_is_in_time(spare_ns, runs):
+    bench = Bench(run_ns=MS, row_ns=MS)
+    costs = bench.machine.models[0].costs
+    costs.seed([(6, 6 * MS)])
+    bench.ask(request(99, slot=63, in_ms=60_000))
+    bench.ask(request(1, in_ms=50, rows=6))
+    costs._likely[6] = 100.0 * MS
+    (entry,) = [e for e in bench.machine.ledger.sessions[1].entries.values() if e.request.id == 1]
+    bench.now = entry.due_ns - 6 * MS - spare_ns
+    bench.end_run()
+    assert bool(bench.dispatched) is runs
+
+
+def test_everybody_who_is_dropped_is_counted():
+    bench = Bench(run_ns=MS, row_ns=MS)
+    bench.ask(request(99, slot=63, in_ms=60_000))
+    bench.ask(*(request(n, in_ms=50, rows=9) for n in (1, 2, 3)))
+    bench.end_run(after_ms=47)
+    assert bench.machine.counters.dropped == 3
+
+
 # Several models
 
 
