@@ -16,6 +16,8 @@ from shm.client import Reply, Stages
 from shm.endings import Ending, Reason
 from shm.worker import MemberDone
 
+AWAY_MS = 1_000
+"""When to come back to a farm that drains or has no worker: nobody knows, and once a second disturbs nobody."""
 RETRY_AFTER_MS_MAX = 60_000
 """Beyond that an estimate says nothing; and the wire's field has a limit, which rows of no bytes would pass."""
 
@@ -23,7 +25,7 @@ RETRY_AFTER_MS_MAX = 60_000
 class Closing:
     """Answers and closes entries of one machine, into its outbox."""
 
-    __slots__ = ("_counters", "_ledger", "_models", "_outbox", "_roster")
+    __slots__ = ("_counters", "_ledger", "_models", "_outbox", "_roster", "reasons")
 
     def __init__(
         self, ledger: Ledger, models: list[ModelState], roster: Roster, counters: Counters, outbox: Outbox
@@ -33,6 +35,8 @@ class Closing:
         self._roster = roster
         self._counters = counters
         self._outbox = outbox
+        self.reasons: dict[int, int] = {}
+        """How often each reason was given."""
 
     def finish(
         self, entry: Entry, event: ev.RunFinished, member: MemberDone, row: int, run_rows: int, now_ns: int
@@ -122,7 +126,7 @@ class Closing:
             request.rows,
             Stages(entry.arrived_ns, (entry.dispatched_ns or now_ns) - entry.arrived_ns),
             message=message,
-            retry_after_ms=(retry_after_ms or self._retry_after_ms(entry.model, now_ns))
+            retry_after_ms=(retry_after_ms or self._retry_after_ms(entry.model, reason, now_ns))
             if ending is Ending.SHED
             else 0,
         )
@@ -138,7 +142,7 @@ class Closing:
         if steps is not None:
             self._outbox.act(ev.AnswerInstead(session.number, entry.model, request, reply, steps))
         else:
-            self.count(ending)
+            self.count(ending, reason)
             self._outbox.reply(session.number, reply)
 
     def release(self, entry: Entry) -> None:
@@ -157,7 +161,9 @@ class Closing:
             self._ledger.forget(session)
             self._outbox.act(ev.CloseArena(session.number))
 
-    def count(self, ending: Ending) -> None:
+    def count(self, ending: Ending, reason: int) -> None:
+        """How a request ended that its model did not answer, and why."""
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
         counters = self._counters
         match ending:
             case Ending.RULES:
@@ -179,8 +185,10 @@ class Closing:
             case _:
                 raise AssertionError(f"{ending!r} is counted elsewhere")
 
-    def _retry_after_ms(self, model_index: int, now_ns: int) -> int:
+    def _retry_after_ms(self, model_index: int, reason: Reason, now_ns: int) -> int:
         """When what is queued and in hand now will be done: whoever comes then finds the workers free."""
+        if reason in (Reason.NO_WORKER, Reason.DRAINING):
+            return AWAY_MS
         model = self._models[model_index]
         forecast = model.forecast
         forecast.look(self._roster.of_model(model_index), model.max_batch, now_ns)

@@ -135,6 +135,10 @@ class RunCosts:
         known = self._median.get(rows)
         return int(known) if known is not None else self._between(self._median, rows)
 
+    def knows(self, rows: int) -> bool:
+        """Whether runs of so many rows or more were seen: beyond those, that a row costs the same is only assumed."""
+        return bool(self._known) and rows <= self._known[-1]
+
     def rows_within(self, time_ns: int, rows_max: int) -> int:
         """The most rows, up to `rows_max`, that likely take no longer than `time_ns`; 0 where not even one does."""
         return bisect_right(range(1, rows_max + 1), time_ns, key=self.likely)

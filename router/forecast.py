@@ -60,7 +60,7 @@ class Forecast:
             return 0
         left = worker.free_ns - now_ns
         # Who is over its time already may be so for as long again.
-        return left if left > 0 else self._costs.estimate(worker.runs[0].rows)
+        return left if left > 0 else max(-left, self._costs.estimate(worker.runs[0].rows))
 
     def finish_ns(self, rows: int) -> int:
         """When the last of `rows` queued rows is done, given that they run in order."""

@@ -250,9 +250,13 @@ class RouterMachine:
                 reason = Reason.TIMEOUT if self.roster.ready_count(model.index) else Reason.NO_WORKER
                 self._closing.answer_late(entry, reason, now_ns)
 
-    def instead_ended(self, ending: int) -> None:
+    def instead_ended(self, ending: int, reason: int) -> None:
         """The service tells how an AnswerInstead came out."""
-        self._closing.count(Ending(ending))
+        self._closing.count(Ending(ending), reason)
+
+    def reasons(self) -> dict[str, int]:
+        """Why requests ended without their model's answer, and how many."""
+        return {Reason(reason).code: count for reason, count in sorted(self._closing.reasons.items())}
 
     # Dispatch
 
@@ -293,7 +297,8 @@ class RouterMachine:
         left_ns = first.due_ns - begin_ns
         most = rows if first.alone else max(rows, min(model.max_batch, queue.rows))
         done_ns = costs.likely(most)
-        while done_ns > PREFETCH_NS and most // 2 >= rows and not model.max_delay_ns:
+        halves = done_ns > PREFETCH_NS and not model.max_delay_ns and costs.knows(most)
+        while halves and done_ns > PREFETCH_NS and most // 2 >= rows:
             # Where a batch of half the rows takes little more than half the time, the other half need not wait for it,
             # and is there when the next worker is free.
             half_ns = costs.likely(most // 2)

@@ -15,6 +15,7 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from math import prod
 from time import perf_counter_ns
 from typing import Any, Final
@@ -30,6 +31,8 @@ ROW_NS_MAX: Final = 50_000
 one comparison each take this long; in one condition a comparison takes a twelfth of a microsecond."""
 READ_BYTE_NS: Final = 0.35
 """To copy an input out of its slots: 0.37 ms a MiB where pages are touched for the first time."""
+CHOOSE_NS_MAX: Final = 5_000_000
+"""Of one request, where a branch that no sample took costs far more than was measured: its other rows are left."""
 LAYOUTS_KEPT: Final = 1024
 """As many row counts; clients use a few."""
 SAMPLES: Final = (0, 1, -1, 100, 100_000)
@@ -132,6 +135,12 @@ class RuleBook:
         names = [rule.name for rule in self._rules]
         if len(set(names)) != len(names):
             raise RuleRefused(f"two rules have the same name: {sorted(n for n in names if names.count(n) > 1)[0]!r}")
+        for before, after in pairwise(config.rules):
+            if before.when is None:
+                raise RuleRefused(f"rule {after.name!r} is never reached: {before.name!r} before it has no condition")
+        for column in (column for columns in config.features.values() for column in columns):
+            if not column.isidentifier():
+                raise RuleRefused(f"feature {column!r} is no name that a condition can use: letters, digits and _ are")
         self._readers: dict[str, _Reader] = {}
         self._inputs: RowPlan = RowPlan(())
         self._outputs: RowPlan = RowPlan(())
@@ -246,7 +255,13 @@ class RuleBook:
         else:
             told = {tensor.index: tensor.offset for tensor in request.tensors}
             starts = [told.get(index) for index in range(len(self._inputs.specs))]
-        return [self._first(self._read(payload, starts, row)) for row in range(rows)]
+        chosen: list[Rule] = []
+        end_ns = perf_counter_ns() + CHOOSE_NS_MAX
+        for row in range(rows):
+            chosen.append(self._first(self._read(payload, starts, row)))
+            if row % 8 == 7 and perf_counter_ns() > end_ns:
+                raise RuleRefused(f"the rules took more than {CHOOSE_NS_MAX / 1e6:g} ms for {row + 1} of {rows} rows")
+        return chosen
 
     def answer(self, request: Request, payload: bytes) -> tuple[tuple[Tensor, ...], bytes, str, str | None]:
         """Evaluate the rules for each row.

@@ -6,6 +6,7 @@ beyond it the next behaviour of the table is tried, and a sampled comparison is 
 
 from __future__ import annotations
 
+from time import perf_counter_ns
 from typing import Final
 
 from router.answers import AnswerRefused, Made
@@ -52,13 +53,21 @@ class Ruling:
             AnswerRefused: the rules have no answer for it.
         """
         book = self._book(model)
-        tensors, inline, rule, decision = book.answer(request, self._payload(book, model, request, arena))
+        payload, end_ns = self._payload(book, model, request, arena)
+        try:
+            tensors, inline, rule, decision = book.answer(request, payload)
+        finally:
+            self._charge_rest(end_ns)
         return (tensors, inline), rule, decision
 
     def choose(self, model: int, request: Request, arena: Arena) -> list[Rule]:
         """The rule for each row. Raises as `answer`."""
         book = self._book(model)
-        return book.choose(request, self._payload(book, model, request, arena))
+        payload, end_ns = self._payload(book, model, request, arena)
+        try:
+            return book.choose(request, payload)
+        finally:
+            self._charge_rest(end_ns)
 
     def bind(self, model: int, signature: Signature) -> None:
         """Raises AnswerRefused: a rule names no feature of the model, costs too much, or its answer does not fit."""
@@ -72,8 +81,8 @@ class Ruling:
             raise AnswerRefused("the model has no rules")
         return book
 
-    def _payload(self, book: RuleBook, model: int, request: Request, arena: Arena) -> bytes:
-        """A copy of what the rules read, paid for."""
+    def _payload(self, book: RuleBook, model: int, request: Request, arena: Arena) -> tuple[bytes, int]:
+        """A copy of what the rules read, paid for, and by when they are to be done for that price."""
         payload_bytes = book.payload_bytes(request)
         if payload_bytes > request.slot_count * arena.slot_bytes:
             raise AnswerRefused(f"its inputs take {payload_bytes} bytes, which pass its slots")
@@ -83,7 +92,12 @@ class Ruling:
         self.spent = True
         self._rows[model] += rows
         self._left_ns -= cost_ns
-        return arena.read(request.slot, payload_bytes)
+        end_ns = perf_counter_ns() + cost_ns
+        return arena.read(request.slot, payload_bytes), end_ns
+
+    def _charge_rest(self, end_ns: int) -> None:
+        """A branch that no sample took may cost more than was measured; the turn is not lengthened for it twice."""
+        self._left_ns -= max(0, perf_counter_ns() - end_ns)
 
 
 def _compile(model: ModelConfig) -> RuleBook | None:

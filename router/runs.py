@@ -244,7 +244,7 @@ class Runs:
 
     def expire(self, now_ns: int) -> list[tuple[Worker, str]]:
         """Answer what is due, stop what hangs. Returns the workers to kill, each with why."""
-        to_kill = []
+        to_kill: dict[Worker, str] = {}
         for run in list(self.in_hand.values()):
             if run.due_ns is not None and run.due_ns <= now_ns:
                 for entry in run.entries:
@@ -255,13 +255,14 @@ class Runs:
             if run.kill_ns:
                 if run.kill_ns <= now_ns:
                     run.kill_ns = run.limit_ns = 0
-                    self._counters.workers_killed += 1
-                    to_kill.append((run.worker, f"run {run.number} did not stop when told to"))
+                    if run.worker.state is not WorkerState.LOST and run.worker not in to_kill:
+                        self._counters.workers_killed += 1
+                        to_kill[run.worker] = f"run {run.number} did not stop when told to"
             elif run.limit_ns and run.limit_ns <= now_ns:
                 run.hung = True
                 self._counters.runs_hung += 1
                 self._stop(run, now_ns)
-        return to_kill
+        return list(to_kill.items())
 
     def member_left(self, run: RunInHand, now_ns: int) -> None:
         """A member of a run that is still going was answered, cancelled or orphaned."""

@@ -217,7 +217,7 @@ class RouterService:
 
     def _answer_instead(self, action: ev.AnswerInstead) -> None:
         reply = self._answering.answer(action)
-        self._machine.instead_ended(reply.ending)
+        self._machine.instead_ended(reply.ending, reply.reason)
         self._instead.setdefault(action.session, []).append(reply)
 
     def _send_instead(self) -> None:

@@ -31,6 +31,7 @@ def status_facts(
         "arena_mib": round(door.arena_bytes / 2**20, 3),
         "reserve_ms": machine.reserve.before_ns / 1e6,
         "poison_known": killers.count(),
+        "reasons": machine.reasons(),
         "counters": machine.counters.snapshot(),
         "models": [
             {

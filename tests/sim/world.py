@@ -243,7 +243,7 @@ class World:
             reply = msgspec.structs.replace(reply, reason=Reason.RULE_ERROR)
         else:
             reply = msgspec.structs.replace(reply, ending=Ending.SHED, reason=Reason.RULES_BUSY)
-        self.machine.instead_ended(reply.ending)
+        self.machine.instead_ended(reply.ending, reply.reason)
         return reply
 
     # Births and deaths

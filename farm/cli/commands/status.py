@@ -33,7 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show(facts: dict[str, Any]) -> None:
     """For people. What the router tells is printed by whatever names it has, so that new facts show up here too."""
-    print(f"{facts['state']}: {facts['source']}, attach at {facts['runtime_dir']}")
+    stuck = [w["worker"] for w in (facts.get("router") or {}).get("workers", ()) if w.get("told_to_stop")]
+    state = f"{facts['state']}, but worker {_cell(stuck)} does not answer" if stuck else facts["state"]
+    print(f"{state}: {facts['source']}, attach at {facts['runtime_dir']}")
     print(f"up {_age(facts['age_s'])}, router epoch {facts['epoch']}, {facts['restarts']} restarts")
     _section(
         "processes",

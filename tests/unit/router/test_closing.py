@@ -289,7 +289,7 @@ def test_each_ending_has_a_counter_of_its_own(ending, counter):
     machine = Bench().machine
     before = machine.counters.snapshot()
     for _ in range(2):
-        machine.instead_ended(ending)
+        machine.instead_ended(ending, Reason.TIMEOUT)
     after = machine.counters.snapshot()
     assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {counter: 2}
 
@@ -297,7 +297,7 @@ def test_each_ending_has_a_counter_of_its_own(ending, counter):
 @pytest.mark.parametrize("ending", [Ending.MODEL, Ending.PREVIOUS_VERSION])
 def test_an_answer_that_nothing_else_can_give_is_not_counted_here(ending):
     with pytest.raises(AssertionError, match="is counted elsewhere"):
-        Bench().machine.instead_ended(ending)
+        Bench().machine.instead_ended(ending, Reason.TIMEOUT)
 
 
 def test_the_models_answers_are_counted():
@@ -332,3 +332,22 @@ def test_an_arena_is_closed_when_the_last_of_its_runs_has_ended():
     assert bench.of(ev.CloseArena) == [ev.CloseArena(1)]
     assert bench.machine.counters.released == 0
     assert 1 not in bench.machine.ledger.sessions
+
+
+@pytest.mark.parametrize("draining", [True, False])
+def test_who_comes_while_nothing_can_be_had_is_not_invited_at_once(draining):
+    bench = Bench(workers=int(draining))
+    if draining:
+        bench.turn(ev.DrainStarted(10**9))
+    bench.ask(request(1))
+    assert bench.reply.reason == (Reason.DRAINING if draining else Reason.NO_WORKER)
+    assert bench.reply.retry_after_ms == 1_000
+
+
+def test_how_often_each_reason_was_given_is_told():
+    bench = Bench(in_flight_max=1)
+    bench.ask(*(request(n) for n in range(1, 4)))
+    bench.turn(ev.RequestsCancelled(1, [1]))
+    bench.machine.instead_ended(Ending.SHED, Reason.RULES_BUSY)
+    bench.finish()
+    assert bench.machine.reasons() == {"in_flight_full": 2, "rules_busy": 1, "cancelled": 1}

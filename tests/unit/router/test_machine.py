@@ -210,7 +210,7 @@ def test_how_a_instead_ended_is_counted_when_the_service_tells():
     bench.ask(request(1, in_ms=5))
     counters = bench.machine.counters
     assert (counters.answers_rules, counters.expired) == (0, 0)
-    bench.machine.instead_ended(Ending.RULES)
+    bench.machine.instead_ended(Ending.RULES, Reason.TIMEOUT)
     assert counters.answers_rules == 1
 
 

@@ -159,6 +159,15 @@ def test_where_batching_pays_the_whole_queue_runs_together():
     assert bench.dispatched == [[*range(1, 9)]]
 
 
+def test_what_a_batch_costs_that_never_ran_is_no_reason_not_to_run_it():
+    bench = Bench(run_ns=2 * MS)
+    costs = bench.machine.models[0].costs
+    costs._known = [1]
+    costs._at, costs._likely, costs._median = ({1: 2.0 * MS} for _ in range(3))
+    bench.ask(*(request(n, in_ms=500) for n in range(1, 9)))
+    assert bench.dispatched == [[*range(1, 9)]]
+
+
 def test_short_runs_are_not_halved():
     bench = behind(*(request(n, in_ms=500) for n in range(1, 9)), run_ns=MS // 10, row_ns=MS // 10)
     bench.end_run()

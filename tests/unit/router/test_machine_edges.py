@@ -281,7 +281,3 @@ def test_when_to_come_back_is_told_in_whole_ms():
     bench.ask(request(2, in_ms=900), request(3, in_ms=900))
     assert bench.reply.reason == Reason.QUEUE_FULL
     assert (bench.reply.retry_after_ms, type(bench.reply.retry_after_ms)) == (5, int)
-    bench.turn(ev.DrainStarted(1000 * MS))
-    idle = Bench(run_ns=7 * MS, row_ns=9 * MS)
-    idle.turn(ev.RequestsArrived(1, [request(1)]), ev.DrainStarted(MS), ev.RequestsArrived(1, [request(2)]))
-    assert idle.replies[2].retry_after_ms == 7

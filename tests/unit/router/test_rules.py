@@ -8,7 +8,7 @@ import pytest
 
 from router.answers import AnswerRefused
 from router.config import RuleConfig, RulesConfig
-from router.rules import ROW_NS_MAX, RuleBook
+from router.rules import ROW_NS_MAX, RuleBook, RuleRefused
 from shm.client import Request
 from shm.layout import Signature, Tensor, TensorSpec
 from shm.limits import INLINE_BYTES_MAX
@@ -277,3 +277,13 @@ def test_an_answer_too_large_for_a_reply_is_a_refusal():
     rows = INLINE_BYTES_MAX // 4 + 1
     with pytest.raises(AnswerRefused, match=f"at most {INLINE_BYTES_MAX}"):
         book(rule()).answer(request(rows=rows), b"")
+
+
+def test_a_rule_behind_one_without_a_condition_is_refused_since_nothing_reaches_it():
+    with pytest.raises(RuleRefused, match="rule 'b' is never reached: 'a' before it has no condition"):
+        RuleBook(RulesConfig(features={}, rules=[rule(None, "a"), rule("x > 1.0", "b")]))
+
+
+def test_a_feature_that_no_condition_can_name_is_refused():
+    with pytest.raises(RuleRefused, match="feature 'mean texture' is no name"):
+        RuleBook(RulesConfig(features={"x": ["mean texture"]}, rules=[rule()]))
