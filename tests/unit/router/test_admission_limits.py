@@ -273,6 +273,8 @@ def test_an_input_that_is_known_to_kill_workers_is_refused_and_never_runs():
     assert bench.machine.counters.poison == 1
     bench.ask(request(2))
     assert not bench.replies
+    bench.turn(ev.RequestsArrived(1, [request(4)], frozenset({4})))
+    assert bench.machine.counters.poison == 2
 
 
 def test_a_wrong_request_is_called_wrong_even_if_its_input_kills():
