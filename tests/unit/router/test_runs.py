@@ -121,7 +121,7 @@ def test_a_run_that_did_not_run_need_not_say_what_became_of_each_member():
     bench.ask(request(1), request(2))
     bench.finish(status=TERMINATED, members=[MemberDone()])
     assert not bench.of(ev.KillWorker)
-    assert {reply.ending for reply in bench.replies.values()} == {Ending.EXPIRED}
+    assert {(reply.ending, reply.reason) for reply in bench.replies.values()} == {(Ending.EXPIRED, Reason.TIMEOUT)}
 
 
 def test_a_wrong_word_says_what_is_wrong_with_it():
