@@ -262,6 +262,16 @@ def test_a_worker_that_is_suspect_for_both_runs_counts_once():
     assert model.suspects == 0
 
 
+def test_a_worker_that_comes_back_from_neither_run_is_killed_once():
+    bench = prefetched()
+    bench.turn(ev.RequestsCancelled(1, [1, 2]))
+    bench.pass_time(1_000)
+    assert len(bench.of(ev.KillWorker)) == bench.machine.counters.workers_killed == 1
+    bench.pass_time(1_000)
+    assert not bench.of(ev.KillWorker)
+    assert bench.machine.counters.workers_killed == 1
+
+
 # Poison
 
 
