@@ -31,15 +31,14 @@ class RunInHand:
     """
 
     __slots__ = (
-        "began_ns", "dispatched_ns", "due_ns", "entries", "hung", "kill_ns", "limit_ns", "number", "rows", "worker",
+        "began_ns", "due_ns", "entries", "hung", "kill_ns", "limit_ns", "number", "rows", "worker",
     )  # fmt: skip
 
-    def __init__(self, number: int, worker: Worker, entries: list[Entry], dispatched_ns: int) -> None:
+    def __init__(self, number: int, worker: Worker, entries: list[Entry]) -> None:
         self.number = number
         self.worker = worker
         self.entries = entries
         self.rows = 0
-        self.dispatched_ns = dispatched_ns
         self.began_ns = self.limit_ns = self.kill_ns = 0
         self.hung = False
         self.due_ns: int | None = entries[0].due_ns

@@ -70,7 +70,7 @@ class Runs:
     def start(self, worker: Worker, batch: list[Entry], now_ns: int) -> None:
         """Send a batch to a ready worker."""
         self._number += 1
-        run = RunInHand(self._number, worker, batch, now_ns)
+        run = RunInHand(self._number, worker, batch)
         self.in_hand[run.number] = run
         worker.runs.append(run)
         self._models[worker.model].in_hand += 1
@@ -178,10 +178,10 @@ class Runs:
             and not entry.cancelled
             and not entry.retried
             and now_ns < entry.due_ns
-            and self._may_run_again(entry, model)
+            and self._may_run_again(model)
         )
 
-    def _may_run_again(self, entry: Entry, model: ModelState) -> bool:
+    def _may_run_again(self, model: ModelState) -> bool:
         if model.retries.spend():
             return True
         self._counters.rerun_refused += 1
@@ -228,7 +228,7 @@ class Runs:
             self._closing.end(entry, Ending.FAILED, Reason.POISON, now_ns, run_over=True, message=message)
         elif now_ns >= entry.due_ns:
             self._closing.answer_late(entry, Reason.WORKER_DIED, now_ns, run_over=True)
-        elif began and (Reason.WORKER_DIED not in model.retried or not self._may_run_again(entry, model)):
+        elif began and (Reason.WORKER_DIED not in model.retried or not self._may_run_again(model)):
             message = "the worker died while it ran this request, and it is not run again"
             self._closing.end(entry, Ending.FAILED, Reason.WORKER_DIED, now_ns, run_over=True, message=message)
         else:

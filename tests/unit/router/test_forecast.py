@@ -26,7 +26,7 @@ def worker(
     made.state = state
     made.free_ns = NOW + free_in
     for number in range(runs):
-        run = RunInHand(number + 1, made, [entry(rows=rows)], NOW)
+        run = RunInHand(number + 1, made, [entry(rows=rows)])
         run.kill_ns = NOW + kill_in if kill_in else 0
         made.runs.append(run)
     made.suspect = kill_in != 0
@@ -88,7 +88,7 @@ def test_a_run_that_has_a_moment_left_has_a_moment_left():
 
 def test_of_several_runs_in_hand_the_one_that_is_going_is_over_its_time():
     late = worker(free_in=-1, runs=1, rows=2)
-    late.runs.append(RunInHand(9, late, [entry(rows=4)], NOW))
+    late.runs.append(RunInHand(9, late, [entry(rows=4)]))
     assert done_in(forecast(late), 1) == [2 * MS + ONE]
 
 

@@ -18,7 +18,7 @@ def roster(*states: WorkerState, models: int = 1) -> Roster:
 
 
 def give(worker: Worker, *, free_in: int = 0, number: int = 0) -> RunInHand:
-    run = RunInHand(number or worker.number, worker, [entry(worker.number)], NOW)
+    run = RunInHand(number or worker.number, worker, [entry(worker.number)])
     worker.runs.append(run)
     worker.free_ns = NOW + free_in
     return run
@@ -150,8 +150,8 @@ def test_each_model_is_workerless_by_itself():
 def test_a_run_knows_its_rows_and_when_the_first_answer_is_due():
     worker = Worker(1, 0)
     entries = [entry(1, in_ms=50, rows=2), entry(2, in_ms=30, rows=0), entry(3, in_ms=40, rows=5)]
-    run = RunInHand(4, worker, entries, NOW)
-    assert (run.number, run.rows, run.due_ns, run.dispatched_ns) == (4, 8, entries[1].due_ns, NOW)
+    run = RunInHand(4, worker, entries)
+    assert (run.number, run.rows, run.due_ns) == (4, 8, entries[1].due_ns)
     assert (run.began_ns, run.limit_ns, run.kill_ns, run.hung) == (0, 0, 0, False)
 
 
@@ -159,7 +159,7 @@ def test_a_run_is_due_for_those_that_still_wait_only():
     entries = [entry(n, in_ms=10 * n) for n in (1, 2, 3)]
     for each in entries:
         each.state = State.RUNNING
-    run = RunInHand(1, Worker(1, 0), entries, NOW)
+    run = RunInHand(1, Worker(1, 0), entries)
     entries[0].state = State.HELD
     run.refresh_due()
     assert run.due_ns == entries[1].due_ns
