@@ -115,6 +115,8 @@ class Config(Struct, kw_only=True, frozen=True):
     arena: ArenaSection
     router: RouterSection
     models: dict[str, ModelSection]
+    measured_rates: dict[str, float] = {}
+    """By model with a `capacity` file: rows a second of one worker, as that says."""
 
     @property
     def serves(self) -> str:
@@ -164,14 +166,16 @@ def from_tables(
     models = tables.get("models", {})
     if not isinstance(models, Mapping) or not models:
         raise ConfigError(f'{source}: no model; add a section such as [models.fraud] with path = "fraud.onnx"')
+    auto_models = sum(map(capacity.is_auto, models.values()))
+    read = {name: _read_model(name, table, source, base_dir, auto_models) for name, table in models.items()}
     config = Config(
         source=source,
         farm=_read_farm(tables.get("farm", {}), source, base_dir),
         arena=read_table(ArenaSection, tables.get("arena", {}), Place(source, "[arena]")),
         router=read_table(RouterSection, tables.get("router", {}), Place(source, "[router]")),
-        models={
-            name: _read_model(name, table, source, base_dir, sum(map(capacity.is_auto, models.values())))
-            for name, table in models.items()
+        models={name: model for name, (model, _) in read.items()},
+        measured_rates={
+            name: measured.rows_per_second_per_worker for name, (_, measured) in read.items() if measured is not None
         },
     )
     _check_together(config)
@@ -196,7 +200,9 @@ def with_options(tables: Mapping[str, Any], options: Mapping[str, Any], source: 
 def router_config(config: Config) -> RouterConfig:
     """What the router is told."""
     return RouterConfig(
-        models=[model_config(name, model) for name, model in config.models.items()],
+        models=[
+            model_config(name, model, config.measured_rates.get(name, 0.0)) for name, model in config.models.items()
+        ],
         source=config.source,
         isolation=config.farm.isolation,
         service_group=config.farm.service_group,
@@ -214,8 +220,8 @@ def router_config(config: Config) -> RouterConfig:
     )
 
 
-def model_config(name: str, model: ModelSection) -> ModelConfig:
-    """What the router is told of one model."""
+def model_config(name: str, model: ModelSection, measured_rate: float = 0.0) -> ModelConfig:
+    """What the router is told of one model. measured_rate: rows a second of one worker, 0: not measured."""
     return ModelConfig(
         name=name,
         version=model.version,
@@ -227,19 +233,12 @@ def model_config(name: str, model: ModelSection) -> ModelConfig:
         queue_mib=model.queue_mib,
         in_flight_max=model.in_flight_max,
         hang_ms=model.hang_ms,
-        worker_rows_per_second=_measured_rate(name, model),
+        worker_rows_per_second=measured_rate,
         rules=model.rules,
         constant=model.constant,
         last_good=model.last_good,
         on=model.on,
     )
-
-
-def _measured_rate(name: str, model: ModelSection) -> float:
-    """Rows a second of one worker, 0 where nobody measured them."""
-    if model.capacity is None:
-        return 0.0
-    return capacity.read(model.capacity, Place(name, "capacity")).rows_per_second_per_worker
 
 
 def session_config(model: ModelSection) -> SessionConfig:
@@ -293,7 +292,10 @@ def _read_farm(table: object, source: str, base_dir: str) -> FarmSection:
     return msgspec.structs.replace(section, runtime_dir=os.path.abspath(os.path.join(base_dir, section.runtime_dir)))
 
 
-def _read_model(name: str, table: object, source: str, base_dir: str, auto_models: int) -> ModelSection:
+def _read_model(
+    name: str, table: object, source: str, base_dir: str, auto_models: int
+) -> tuple[ModelSection, capacity.Capacity | None]:
+    """The section, its paths made absolute, and what its `capacity` file says."""
     place = Place(source, f"[models.{name}]")
     if not 1 <= len(name) <= 128 or not name.isprintable():
         raise place.error("is no name for a model: it must be a text of 1 to 128 characters")
@@ -314,7 +316,7 @@ def _read_model(name: str, table: object, source: str, base_dir: str, auto_model
         )
     model = msgspec.structs.replace(model, **changes)
     _check_fallback(name, model, source)
-    return model
+    return model, measured
 
 
 def _check_fallback(name: str, model: ModelSection, source: str) -> None:

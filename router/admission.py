@@ -214,15 +214,16 @@ class Admission:
         self._evict(late, model, now_ns)
         return True
 
+    def _is_idle(self, model: ModelState) -> bool:
+        return not model.queue.count and self._roster.idle(model.index) is not None
+
     def _is_nobody_elses(self, entry: Entry, model: ModelState, now_ns: int) -> bool:
         """Whether a worker has nothing else to do, so that a request which more likely than not is in time may try."""
-        if model.queue.count or self._roster.idle(model.index) is None:
-            return False
-        return now_ns + model.costs.median(entry.request.rows or 1) <= entry.due_ns
+        return self._is_idle(model) and now_ns + model.costs.median(entry.request.rows or 1) <= entry.due_ns
 
     def _doubt(self, entry: Entry, model: ModelState, now_ns: int) -> None:
         """A refusal by prediction weakens what it rests on: nothing else corrects it once it refuses everything."""
-        if model.queue.count or self._roster.idle(model.index) is None:
+        if not self._is_idle(model):
             return
         rows = entry.request.rows or 1
         if now_ns + model.costs.estimate(rows) <= entry.request.deadline_ns - FLOOR_NS:

@@ -131,3 +131,15 @@ class Bench:
     @property
     def released(self) -> list[int]:
         return [number for sent in self.of(ev.SendRelease) for number in sent.ids]
+
+
+def two_models(*, prefetch: int = 1, **each: tuple[Any, Any]) -> Bench:
+    """A model and another, with a worker each."""
+    bench = Bench(workers=0)
+    first, second = ({name: values[n] for name, values in each.items()} for n in (0, 1))
+    models = [ModelConfig(name="m", **first), ModelConfig(name="other", **second)]
+    bench.machine = RouterMachine(RouterConfig(models=models, prefetch_runs=prefetch))
+    bench.turn(ev.ClientAttached(1, 64, 256))
+    for number in (1, 2):
+        bench.add_worker(number, number - 1)
+    return bench

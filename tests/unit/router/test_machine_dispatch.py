@@ -8,11 +8,9 @@ import pytest
 
 from router import events as ev
 from router import machine
-from router.config import ModelConfig, RouterConfig
-from router.machine import RouterMachine
 from shm.endings import Ending, Reason
 from shm.worker import RunCost
-from tests.unit.router.build import ALWAYS, MS, NOW, ROWS, Bench, request
+from tests.unit.router.build import ALWAYS, MS, NOW, ROWS, Bench, request, two_models
 
 
 def behind(*waiting: Any, **fields: Any) -> Bench:
@@ -250,18 +248,6 @@ def test_of_several_models_the_one_whose_company_comes_first_wakes_the_router():
     assert bench.machine.next_due_ns() == NOW + 5 * MS
     bench.pass_until_due()
     assert [run.worker for run in bench.of(ev.Dispatch)] == [1]
-
-
-def two_models(**each: tuple[Any, Any]) -> Bench:
-    """A model and another, with a worker each."""
-    bench = Bench(workers=0)
-    first, second = ({name: values[n] for name, values in each.items()} for n in (0, 1))
-    models = [ModelConfig(name="m", **first), ModelConfig(name="other", **second)]
-    bench.machine = RouterMachine(RouterConfig(models=models, prefetch_runs=1))
-    bench.turn(ev.ClientAttached(1, 64, 256))
-    for number in (1, 2):
-        bench.add_worker(number, number - 1)
-    return bench
 
 
 def test_each_model_has_workers_of_its_own():

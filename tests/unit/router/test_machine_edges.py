@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from router import events as ev
-from router.config import ModelConfig, OnConfig, RouterConfig
+from router.config import OnConfig
 from router.ledger import Entry
-from router.machine import RouterMachine
 from shm.endings import Ending, Reason
 from shm.layout import Tensor
 from shm.worker import RAN, TERMINATED, Copies, MemberDone
-from tests.unit.router.build import FREE, MS, NOW, Bench, request
+from tests.unit.router.build import FREE, MS, NOW, Bench, request, two_models
 
 DAY = 24 * 3600e3
 
@@ -26,18 +25,6 @@ def behind(count: int, *costs: tuple[int, float], **fields: Any) -> Bench:
     bench.ask(*(request(n, in_ms=5_000) for n in range(1, count + 1)))
     assert not bench.dispatched
     bench.end_run(after_ms=2)
-    return bench
-
-
-def two_models(**each: tuple[Any, Any]) -> Bench:
-    """A model and another, with a worker each."""
-    bench = Bench(workers=0)
-    first, second = ({name: values[n] for name, values in each.items()} for n in (0, 1))
-    models = [ModelConfig(name="m", **first), ModelConfig(name="other", **second)]
-    bench.machine = RouterMachine(RouterConfig(models=models, prefetch_runs=2))
-    bench.turn(ev.ClientAttached(1, 64, 256))
-    for number in (1, 2):
-        bench.add_worker(number, number - 1)
     return bench
 
 
@@ -130,13 +117,13 @@ def test_everybody_who_is_dropped_is_counted():
 
 @pytest.mark.parametrize("delays", [(5, 3), (3, 5)])
 def test_the_router_wakes_for_whichever_models_company_comes_first(delays):
-    bench = two_models(max_delay_ms=delays)
+    bench = two_models(prefetch=2, max_delay_ms=delays)
     bench.ask(request(1), request(2, model=1))
     assert bench.machine.next_due_ns() == NOW + 3 * MS
 
 
 def test_a_model_that_had_better_wait_does_not_hold_up_another():
-    bench = two_models(max_batch=(1, 1))
+    bench = two_models(prefetch=2, max_batch=(1, 1))
     costs = bench.machine.models[0].costs
     bench.ask(request(1, in_ms=900))
     worker = bench.machine.roster.workers[1]
