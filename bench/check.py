@@ -20,9 +20,10 @@ from msgspec import Struct
 from bench import host, result, rows, scenario
 from bench.progress import Progress
 from bench.result import Result
-from bench.rows import ROWS, Row, Runs, Verdict
+from bench.rows import ROWS, Row
 from bench.run import Options, measure
 from bench.target import TargetFailed
+from bench.verdicts import TOLD, Runs, Verdict
 from farm.errors import FarmError
 
 RESULTS = Path(__file__).parent / "results"
@@ -121,7 +122,7 @@ def line_of(row: str, verdict: Verdict) -> str:
         f"{spread:<15}",
         f"{verdict.wanted:<22}",
     ]
-    passed = "" if verdict.wanted == rows.TOLD else "pass"
+    passed = "" if verdict.wanted == TOLD else "pass"
     return " ".join([*cells, {True: passed, False: f"MISSES {verdict.miss}", None: "NOT MEASURED"}[verdict.holds]])
 
 

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from bench import byhand
-from bench.result import OTHERS_PERCENT, figure_of
-from bench.target import Measured, TargetFailed
+from bench.verdicts import Runs, Verdict, below, best, compare, held, told
 
 BIDDING: dict[str, Any] = {"models": ["bidding"]}
 
@@ -23,10 +22,12 @@ PAYLOADS = {"256 B": 256, "4 KiB": 4096, "64 KiB": 65_536, "1 MiB": 1_048_576, "
 FLAT = 1.25
 """The longest of leased requests' p50 over the shortest: what is called flat on a host that others use too."""
 MEMCPY_MARGIN = 1.25
-TOLD = "(told)"
-"""Of a verdict that nothing is asked of."""
-OPEN_HELD = 0.999
-"""Of the requests due, those that must be answered by the model for a load to count as held."""
+LOADED = "farm-c"
+"""The farm asked by the client in C that its HTTP peers are asked by: where those are compared with it, the load must
+cost the host the same on both sides. What clients in Python get is told beside it."""
+IN_PYTHON = "clients in Python"
+CLIENTS_AND_ONE = (("40 clients", LOADED), ("1 client", "farm"))
+"""Labels, and who is asked. One client with 40 in flight is always the public one."""
 
 
 def closed(label: str, in_flight: int, caller: str, targets: list[str], **more: Any) -> dict[str, Any]:
@@ -42,18 +43,21 @@ MEASURES: dict[str, dict[str, Any]] = {
     "forty": BIDDING
     | {
         "steps": [
-            closed("40 clients", 40, "clients", ["farm", "mosec-batch"]),
+            closed("40 clients", 40, "clients", ["farm-c", "farm", "mosec-batch"]),
             closed("1 client", 40, "submit", ["farm"]),
         ]
     },
     "open-16000": BIDDING | {"deadline_ms": 15.0, "steps": [opened(16_000, ["farm", "mosec-batch"])]},
     "open-50000": BIDDING | {"deadline_ms": 15.0, "steps": [opened(50_000, ["farm"])]},
     "open-low": BIDDING
-    | {"steps": [opened(rate, ["farm", "fastapi-raw", "mosec"]) for rate in (1000, 4000)], "deadline_ms": 40.0},
+    | {
+        "steps": [opened(rate, ["farm-c", "farm", "fastapi-raw", "mosec"]) for rate in (1000, 4000)],
+        "deadline_ms": 40.0,
+    },
     "text": {
         "models": ["text"],
         "steps": [
-            closed("40 clients", 40, "clients", ["farm", "mosec-batch", "ort-n-batch8"]),
+            closed("40 clients", 40, "clients", ["farm-c", "farm", "mosec-batch", "ort-n-batch8"]),
             closed("1 client", 40, "submit", ["farm"]),
         ],
     },
@@ -61,12 +65,12 @@ MEASURES: dict[str, dict[str, Any]] = {
         "models": ["audio"],
         "max_batch": 1,
         "steps": [
-            closed("20 clients", 20, "clients", ["farm", "ort-n", "mosec", "zeromq"]),
+            closed("20 clients", 20, "clients", ["farm-c", "farm", "ort-n", "mosec", "zeromq"]),
             closed("1 client", 20, "submit", ["farm"]),
         ],
     },
     "fastapi-batch": BIDDING
-    | {"steps": [closed("40 clients", 40, "clients", ["farm", "fastapi-batch", "fastapi-batch-json"])]},
+    | {"steps": [closed("40 clients", 40, "clients", ["farm-c", "fastapi-batch", "fastapi-batch-json"])]},
     "payload": {
         "models": ["payload-256"],
         "steps": [
@@ -86,118 +90,6 @@ MEASURES: dict[str, dict[str, Any]] = {
 }
 
 
-class Verdict(Struct, frozen=True, kw_only=True):
-    """One comparison. farm, peer: medians; ratio: the median of the repeats' ratios, from `low` to `high`. holds: None
-    when it could not be measured."""
-
-    claim: str
-    holds: bool | None
-    farm: float | None = None
-    peer: float | None = None
-    ratio: float | None = None
-    low: float | None = None
-    high: float | None = None
-    wanted: str = ""
-    miss: str = ""
-
-
-class Runs:
-    """Of one row, by what they are of. `disturbed`: undisturbed ones were asked for where there were none."""
-
-    def __init__(self, runs: list[Measured]) -> None:
-        self._runs = runs
-        self.disturbed = False
-
-    def of(self, group: str, label: str, target: str) -> list[Measured]:
-        """In the order of their repeats; without those that others on the host disturbed, unless all were.
-
-        Raises:
-            TargetFailed: there are none, or each of them is void.
-        """
-        here = [run for run in self._runs if (run.group, run.label, run.target) == (group, label, target)]
-        kept = [run for run in here if run.void is None]
-        if not kept:
-            why = here[0].void if here else "it was left out"
-            raise TargetFailed(f"{target}, {label}: {why}")
-        quiet = [run for run in kept if (run.others_percent or 0.0) <= OTHERS_PERCENT]
-        self.disturbed |= not quiet
-        return sorted(quiet or kept, key=lambda run: run.repeat)
-
-    def values(self, group: str, label: str, target: str, figure: str) -> dict[int, float]:
-        """By repeat."""
-        values = {run.repeat: figure_of(run, figure) for run in self.of(group, label, target)}
-        known = {repeat: value for repeat, value in values.items() if value is not None}
-        if not known:
-            raise TargetFailed(f"{target}, {label}: no {figure}, nothing was answered")
-        return known
-
-
-def compare(
-    claim: str, ours: dict[int, float], theirs: dict[int, float], *, at_most: float | None = None, least: float = 0.0
-) -> Verdict:
-    """The ratio within each repeat, their median against the limit: at most so much, or at least. Where no repeat has
-    both undisturbed, the ratio of the medians."""
-    both = sorted(ours.keys() & theirs.keys())
-    ratios = [ours[repeat] / theirs[repeat] for repeat in both]
-    if not both:
-        ratios = [statistics.median(ours.values()) / statistics.median(theirs.values())]
-    ratio = statistics.median(ratios)
-    holds = ratio <= at_most if at_most is not None else ratio >= least
-    limit = at_most if at_most is not None else least
-    return Verdict(
-        claim=claim,
-        holds=holds,
-        farm=statistics.median(ours.values()),
-        peer=statistics.median(theirs.values()),
-        ratio=ratio,
-        low=min(ratios),
-        high=max(ratios),
-        wanted=f"{'at most' if at_most is not None else 'at least'} {limit:g} x",
-        miss=f"by {abs(ratio / limit - 1):.0%}",
-    )
-
-
-def told(claim: str, ours: dict[int, float], theirs: dict[int, float]) -> Verdict:
-    """For the reader: nothing is asked of it."""
-    compared = compare(claim, ours, theirs, least=1.0)
-    return structs.replace(compared, holds=True, wanted=TOLD, miss="")
-
-
-def below(claim: str, ours: dict[int, float], limit: float, unit: str, peer: dict[int, float] | None = None) -> Verdict:
-    """The median against an absolute limit."""
-    middle = statistics.median(ours.values())
-    return Verdict(
-        claim=claim,
-        holds=middle < limit,
-        farm=middle,
-        peer=statistics.median(peer.values()) if peer else None,
-        low=min(ours.values()),
-        high=max(ours.values()),
-        wanted=f"below {limit:g} {unit}",
-        miss=f"by {middle / limit - 1:.0%}",
-    )
-
-
-def best(*peers: dict[int, float]) -> dict[int, float]:
-    """The least of several peers' figures in each repeat."""
-    repeats = set[int]().union(*peers)
-    return {repeat: min(peer[repeat] for peer in peers if repeat in peer) for repeat in repeats}
-
-
-def held(claim: str, runs: list[Measured]) -> Verdict:
-    """All that was due was answered by the model."""
-    shares = {run.repeat: run.answered / max(1, run.asked) for run in runs}
-    lost = sum(run.asked - run.answered for run in runs)
-    others = {name: 0 for run in runs for name in run.outcomes if name != "model"}
-    return Verdict(
-        claim=claim,
-        holds=min(shares.values()) >= OPEN_HELD if "held" in claim else lost == 0,
-        farm=sum(run.answered for run in runs),
-        wanted="all answered" if "held" not in claim else f"{OPEN_HELD:.1%} answered",
-        miss=f"by {lost} of {sum(run.asked for run in runs)} ({', '.join(others)})",
-    )
-
-
 def _one(runs: Runs) -> list[Verdict]:
     ours = runs.values("one", "1", "farm", "p50")
     verdicts = [compare("p50 ms against fastapi-raw", ours, runs.values("one", "1", "fastapi-raw", "p50"), at_most=0.9)]
@@ -208,16 +100,13 @@ def _one(runs: Runs) -> list[Verdict]:
 
 def _forty(runs: Runs) -> list[Verdict]:
     verdicts = []
-    for label in ("40 clients", "1 client"):
+    for label, ours in CLIENTS_AND_ONE:
         for figure, limit in (("per_second", {"least": 2.0}), ("p99", {"at_most": 1.0})):
-            verdicts.append(
-                compare(
-                    f"{label}: {figure} against mosec-batch",
-                    runs.values("forty", label, "farm", figure),
-                    runs.values("forty", "40 clients", "mosec-batch", figure),
-                    **limit,
-                )
-            )
+            theirs = runs.values("forty", "40 clients", "mosec-batch", figure)
+            claim = f"{label}: {figure} against mosec-batch"
+            verdicts.append(compare(claim, runs.values("forty", label, ours, figure), theirs, **limit))
+            if ours == LOADED:
+                verdicts.append(told(f"{claim}, {IN_PYTHON}", runs.values("forty", label, "farm", figure), theirs))
     return verdicts
 
 
@@ -256,8 +145,10 @@ def _open_low(runs: Runs) -> list[Verdict]:
     for label in ("1000/s", "4000/s"):
         for figure, limit in (("p50", 1.0), ("p99", 0.5)):
             peers = [runs.values("open-low", label, name, figure) for name in ("fastapi-raw", "mosec")]
-            ours = runs.values("open-low", label, "farm", figure)
-            verdicts.append(compare(f"{label}: {figure} ms against the best peer", ours, best(*peers), at_most=limit))
+            claim = f"{label}: {figure} ms against the best peer"
+            verdicts.append(compare(claim, runs.values("open-low", label, LOADED, figure), best(*peers), at_most=limit))
+            in_python = runs.values("open-low", label, "farm", figure)
+            verdicts.append(told(f"{claim}, {IN_PYTHON}", in_python, best(*peers)))
     return verdicts
 
 
@@ -265,28 +156,28 @@ def _text(runs: Runs) -> list[Verdict]:
     limit = runs.values("text", "40 clients", "ort-n-batch8", "per_second")
     theirs = runs.values("text", "40 clients", "mosec-batch", "p99")
     verdicts = []
-    for label in ("40 clients", "1 client"):
-        ours = runs.values("text", label, "farm", "per_second")
-        verdicts.append(compare(f"{label}: rows/s against the session alone", ours, limit, least=0.9))
-        verdicts.append(
-            compare(
-                f"{label}: p99 ms against mosec-batch", runs.values("text", label, "farm", "p99"), theirs, at_most=1
-            )
-        )
+    for label, target in CLIENTS_AND_ONE:
+        rate, p99 = (runs.values("text", label, target, figure) for figure in ("per_second", "p99"))
+        verdicts.append(compare(f"{label}: rows/s against the session alone", rate, limit, least=0.9))
+        verdicts.append(compare(f"{label}: p99 ms against mosec-batch", p99, theirs, at_most=1))
+    in_python = runs.values("text", "40 clients", "farm", "per_second")
+    verdicts.append(told(f"40 clients: rows/s against the session alone, {IN_PYTHON}", in_python, limit))
     return verdicts
 
 
 def _audio(runs: Runs) -> list[Verdict]:
     limit = runs.values("audio", "20 clients", "ort-n", "per_second")
     verdicts = []
-    for label in ("20 clients", "1 client"):
-        rate, p99 = (runs.values("audio", label, "farm", figure) for figure in ("per_second", "p99"))
+    for label, target in (("1 client", "farm"), ("20 clients", LOADED)):
+        rate, p99 = (runs.values("audio", label, target, figure) for figure in ("per_second", "p99"))
         verdicts.append(compare(f"{label}: answers/s against the session alone", rate, limit, least=0.97))
         ideal = {repeat: 20_000 / value for repeat, value in rate.items()}
         verdicts.append(compare(f"{label}: p99 ms against 20 / throughput", p99, ideal, at_most=1.15))
     for peer in ("mosec", "zeromq"):
         theirs = runs.values("audio", "20 clients", peer, "per_second")
         verdicts.append(told(f"answers/s against {peer}", rate, theirs))
+    in_python = runs.values("audio", "20 clients", "farm", "per_second")
+    verdicts.append(told(f"20 clients: answers/s against the session alone, {IN_PYTHON}", in_python, limit))
     return verdicts
 
 
@@ -306,7 +197,7 @@ def _audio_run(seconds: float) -> list[Verdict]:
 
 
 def _fastapi_batch(runs: Runs) -> list[Verdict]:
-    ours = runs.values("fastapi-batch", "40 clients", "farm", "per_second")
+    ours = runs.values("fastapi-batch", "40 clients", LOADED, "per_second")
     return [
         compare(
             f"answers/s against {name}",

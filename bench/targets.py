@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 
+from bench.farmload import LoadedFarm
 from bench.farmtarget import FarmTarget
 from bench.sessions import MODES, SessionTarget
 from bench.target import Target, TargetFailed
@@ -13,14 +14,16 @@ from bench.target import Target, TargetFailed
 FARMS: dict[str, str | None] = {"farm": None, "farm-direct": "direct", "farm-zeromq": "zeromq"}
 """Name to the lane that its clients take; None: what the scenario says."""
 
+LOADED = "farm-c"
+
 
 def names() -> list[str]:
-    return [*FARMS, *MODES, *_peers()]
+    return [*FARMS, LOADED, *MODES, *_peers()]
 
 
 def own_names() -> list[str]:
     """Of those that need no environment of their own."""
-    return [*FARMS, *MODES]
+    return [*FARMS, LOADED, *MODES]
 
 
 def get(name: str, directory: str) -> Target:
@@ -31,6 +34,8 @@ def get(name: str, directory: str) -> Target:
     """
     if name in FARMS:
         return FarmTarget(directory, name, FARMS[name])
+    if name == LOADED:
+        return LoadedFarm(directory)
     if name in MODES:
         return SessionTarget(directory, name)
     peers = _peers()

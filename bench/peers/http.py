@@ -147,7 +147,7 @@ class HttpPeer:
         if self._client is None:
             self._client = load.build(self._directory)
         request = load.http_request(*self._kind.wire(self._model, self._model.one()))
-        return load.drive(self.name, self._port, request, load_, watcher, self._client)
+        return load.drive(self.name, str(self._port), request, load_, watcher, self._client)
 
     def pids(self) -> dict[int, str]:
         """All are the server: which of them does what differs from peer to peer."""

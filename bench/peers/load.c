@@ -1,6 +1,8 @@
-/* Load for an HTTP peer, lean enough to show the peer at its best: one thread, keep-alive connections, one fixed request.
+/* Load for a server, lean enough to show it at its best: one thread, connections that are kept, one fixed request.
 
-   load PORT CONNECTIONS CONNECTIONS_MAX REQUEST_FILE TAPE_FILE SECONDS_NS GRACE_NS [DUE_FILE]
+   load WHERE CONNECTIONS CONNECTIONS_MAX REQUEST_FILE TAPE_FILE SECONDS_NS GRACE_NS [DUE_FILE]
+
+   What a connection is stands in http.c (WHERE is a port of this host) and farm.c (WHERE is an attach socket).
 
    It connects, prints "ready", reads from standard input the moment (CLOCK_MONOTONIC ns) at which the measured part
    begins, and writes records {due, taken, sent, done, status} of int64 to the tape. Without DUE_FILE a closed loop: each
@@ -10,21 +12,18 @@
    latency still counts from when it was due.
 
    `taken` is when this process came to a due request: taken - due is its own delay, sent - taken the server's doing.
-   Status 0: never ended; -1: the connection broke. An answer must have a Content-Length.
+   Status 0: never ended; -1: the connection broke; else what the wire says.
 
-   Limits: one thread, so one core. Seen on two cores that it shared with the server: 4.7 us of CPU a request in a closed
-   loop of 40 (38,000/s), 19 us in an open loop of 16,000/s; there it came to a request 0.03 ms after it was due at p50,
-   0.5 ms at p99, which is the wait for a CPU. One request is asked over and over. */
+   Limits: one thread, so one core. Seen on two cores that it shared with an HTTP server: 4.7 us of CPU a request in a
+   closed loop of 40 (38,000/s), 19 us in an open loop of 16,000/s; there it came to a request 0.03 ms after it was due
+   at p50, 0.5 ms at p99, which is the wait for a CPU. One request is asked over and over. */
 
 #define _GNU_SOURCE
-#include <arpa/inet.h>
+#include "load.h"
+
 #include <errno.h>
-#include <netinet/tcp.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <strings.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -32,38 +31,25 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { NEVER = 0, BROKEN = -1, ANSWER_MAX = 1 << 20, EVENTS = 256, TURN = 256, DIALLING_MAX = 16 };
+enum { BROKEN = -1, EVENTS = 256, TURN = 256, DIALLING_MAX = 16 };
 
 struct record { int64_t due, taken, sent, done, status; };
 
-struct connection {
-    int fd;
-    int64_t at;      /* index of the request under way, -1 at rest */
-    size_t written;  /* of the request */
-    size_t length;   /* of what came */
-    size_t whole;    /* the answer's length, 0 while unknown */
-    char *buffer;
-    int dialling;    /* connect() has not ended yet */
-    struct connection *next; /* in the queue of those at rest */
-};
-
-static char *request;
-static size_t request_length;
 static struct record *tape;
 static int64_t tape_length, tape_room;
 static struct connection *rest_first, *rest_last;
-static int poller, port, connections, connections_max, dialling, open_loop;
+static int poller, connections, connections_max, dialling, open_loop;
 static int64_t under_way, end_ns;
 
-static void fail(const char *what) { perror(what); exit(2); }
+void fail(const char *what) { perror(what); exit(2); }
 
-static int64_t now_ns(void) {
+int64_t now_ns(void) {
     struct timespec at;
     clock_gettime(CLOCK_MONOTONIC, &at);
     return at.tv_sec * 1000000000LL + at.tv_nsec;
 }
 
-static char *slurp(const char *path, size_t *length) {
+char *slurp(const char *path, size_t *length) {
     FILE *file = fopen(path, "rb");
     if (!file) fail(path);
     fseek(file, 0, SEEK_END);
@@ -82,25 +68,23 @@ static void to_rest(struct connection *one) {
     rest_last = one;
 }
 
-/* Never waits: a server that is too busy to accept must not hold up requests on other connections. */
+static void watch(struct connection *one, int operation, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.ptr = one};
+    if (epoll_ctl(poller, operation, one->fd, &event)) fail("epoll_ctl");
+}
+
+/* Never waits for an HTTP server: one that is too busy to accept must not hold up requests on other connections. */
 static void dial(struct connection *one) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    one->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
-    if (one->fd < 0) fail("socket");
-    if (connect(one->fd, (struct sockaddr *)&address, sizeof address) && errno != EINPROGRESS) fail("connect");
-    int on = 1;
-    setsockopt(one->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    one->dialling = 1;
     one->at = -1;
-    dialling++;
-    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT, .data.ptr = one};
-    if (epoll_ctl(poller, EPOLL_CTL_ADD, one->fd, &event)) fail("epoll_ctl");
+    one->dialling = !wire_open(one);
+    watch(one, EPOLL_CTL_ADD, one->dialling ? EPOLLIN | EPOLLOUT : EPOLLIN);
+    if (one->dialling) dialling++; else to_rest(one);
 }
 
 static void another(void) {
     struct connection *one = calloc(1, sizeof *one);
-    if (!one || !(one->buffer = malloc(ANSWER_MAX))) fail("memory");
+    if (!one) fail("memory");
+    wire_make(one);
     connections++;
     dial(one);
 }
@@ -111,16 +95,14 @@ static void connected(struct connection *one) {
     getsockopt(one->fd, SOL_SOCKET, SO_ERROR, &error, &length);
     errno = error;
     if (error) fail("connect");
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = one};
-    epoll_ctl(poller, EPOLL_CTL_MOD, one->fd, &event);
+    watch(one, EPOLL_CTL_MOD, EPOLLIN);
     one->dialling = 0;
     dialling--;
     to_rest(one);
 }
 
 static void ended(struct connection *one, int64_t status) {
-    int64_t now = now_ns();
-    tape[one->at].done = now;
+    tape[one->at].done = now_ns();
     tape[one->at].status = status;
     under_way--;
     one->at = -1;
@@ -132,60 +114,31 @@ static void broke(struct connection *one) {
     while (*at)
         if (*at == one) *at = one->next;
         else { rest_last = *at; at = &(*at)->next; }
-    close(one->fd);
+    wire_close(one);
     one->fd = -1;
     if (one->at >= 0) ended(one, BROKEN);
     if (now_ns() < end_ns) dial(one);
 }
 
 static void push(struct connection *one) {
-    while (one->written < request_length) {
-        ssize_t sent = send(one->fd, request + one->written, request_length - one->written, MSG_NOSIGNAL);
-        if (sent < 0 && errno == EAGAIN) {
-            struct epoll_event event = {.events = EPOLLIN | EPOLLOUT, .data.ptr = one};
-            epoll_ctl(poller, EPOLL_CTL_MOD, one->fd, &event);
-            return;
-        }
-        if (sent < 0) { broke(one); return; }
-        one->written += (size_t)sent;
-    }
+    int left = wire_push(one);
+    if (left < 0) broke(one);
+    else if (left) watch(one, EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT);
 }
 
 static void begin(struct connection *one) {
-    one->written = one->length = one->whole = 0;
     under_way++;
     tape[one->at].sent = now_ns();
+    wire_begin(one);
     push(one);
 }
 
-/* The status once the answer is whole, else 0. */
-static int64_t answered(struct connection *one) {
-    if (!one->whole) {
-        char *end = memmem(one->buffer, one->length, "\r\n\r\n", 4);
-        if (!end) return 0;
-        size_t head = (size_t)(end - one->buffer) + 4;
-        int known = 0;
-        for (char *line = one->buffer; line < end; line = (char *)memchr(line, '\n', (size_t)(end + 2 - line)) + 1)
-            if (!strncasecmp(line, "content-length:", 15)) {
-                one->whole = head + strtoul(line + 15, NULL, 10);
-                known = 1;
-            }
-        if (!known) { fprintf(stderr, "an answer without Content-Length\n"); exit(3); }
-        if (one->whole > ANSWER_MAX) { fprintf(stderr, "an answer above 1 MiB\n"); exit(3); }
-    }
-    return one->length >= one->whole ? strtol(one->buffer + 9, NULL, 10) : 0;
-}
-
 static void pull(struct connection *one) {
-    ssize_t came = recv(one->fd, one->buffer + one->length, ANSWER_MAX - one->length, 0);
-    if (came < 0 && errno == EAGAIN) return;
-    if (came <= 0 || one->at < 0) { broke(one); return; }
-    one->length += (size_t)came;
-    int64_t status = answered(one);
-    if (status) {
-        ended(one, status);
-        to_rest(one);
-    }
+    int waits = one->at >= 0, kept = one->kept;
+    int64_t status = wire_pull(one);
+    if (status < 0 || (status && !waits)) { broke(one); return; }
+    if (status) ended(one, status);
+    if ((status || kept) && !one->kept) to_rest(one);
 }
 
 static int64_t taken(int64_t due, int64_t now) {
@@ -210,10 +163,9 @@ static struct connection *from_rest(void) {
 
 int main(int count, char **words) {
     if (count < 8) return 64;
-    port = atoi(words[1]);
     int first_connections = atoi(words[2]);
     connections_max = atoi(words[3]);
-    request = slurp(words[4], &request_length);
+    wire_setup(words[1], words[4]);
     int64_t seconds_ns = atoll(words[6]), grace_ns = atoll(words[7]);
     int64_t *due = NULL, due_count = 0;
     if (count > 8) {
@@ -277,8 +229,7 @@ int main(int count, char **words) {
             if (one->fd < 0) continue;
             if (one->dialling) { connected(one); continue; }
             if (events[n].events & EPOLLOUT) {
-                struct epoll_event event = {.events = EPOLLIN, .data.ptr = one};
-                epoll_ctl(poller, EPOLL_CTL_MOD, one->fd, &event);
+                watch(one, EPOLL_CTL_MOD, EPOLLIN);
                 push(one);
                 if (one->fd < 0 || one->dialling) continue;
             }

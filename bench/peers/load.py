@@ -1,8 +1,9 @@
-"""Drives an HTTP peer with `load.c`, a client that costs little: builds it, runs it, reads its tape.
+"""Drives a server with `load.c`, a client that costs little: builds it, runs it, reads its tape.
 
-One C client serves closed and open loops and keeps the same moments as the farm's generators, so that all figures come
-from the same arithmetic. wrk was tried: it sends as many, but from 4.0 on it alters the latencies of a closed loop that
-lie above its mean interval, which would make the peers' tails look worse than they are.
+One C client serves closed and open loops, over HTTP (`http.c`) and over the farm's direct lane (`farm.c`), and keeps
+the same moments as the farm's generators, so that all figures come from the same arithmetic. wrk was tried: it sends
+as many, but from 4.0 on it alters the latencies of a closed loop that lie above its mean interval, which would make
+the peers' tails look worse than they are.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import select
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -23,7 +25,8 @@ import numpy.typing as npt
 from bench import recorder, schedule
 from bench.target import Load, Measured, TargetFailed, Watcher
 
-SOURCE = Path(__file__).with_name("load.c")
+SOURCES = Path(__file__).parent
+Wire = Literal["http", "farm"]
 READY_S = 20.0
 END_S = 30.0
 LEAD_S = 0.05
@@ -35,19 +38,21 @@ ANSWERED = 200
 NAMES = ["lost", "model"]
 
 
-def build(directory: str) -> str:
-    """The client's path; compiled once a source and a directory.
+def build(directory: str, wire: Wire = "http") -> str:
+    """The path of the client that speaks so; compiled once a source and a directory.
 
     Raises:
         TargetFailed: there is no C compiler, or it refuses.
     """
-    path = Path(directory) / f"load-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}"
+    sources = [SOURCES / name for name in ("load.c", f"{wire}.c")]
+    texts = b"".join(source.read_bytes() for source in (*sources, SOURCES / "load.h"))
+    path = Path(directory) / f"load-{wire}-{hashlib.sha256(texts).hexdigest()[:12]}"
     if path.exists():
         return str(path)
     partial = path.with_suffix(f".{os.getpid()}")
     try:
         run = subprocess.run(
-            [os.environ.get("CC", "cc"), "-O2", "-o", str(partial), str(SOURCE)],
+            [os.environ.get("CC", "cc"), "-O2", "-o", str(partial), *map(str, sources)],
             capture_output=True,
             text=True,
             timeout=60,
@@ -70,8 +75,24 @@ def due_of(load: Load) -> npt.NDArray[np.int64]:
     return np.concatenate([warm, measured])
 
 
-def drive(target: str, port: int, request: bytes, load: Load, watcher: Watcher, client: str) -> Measured:
-    """The load on a server at that port of this host; `client` is what `build` gave.
+def http_status(status: int) -> str:
+    return f"HTTP/{status}"
+
+
+def drive(
+    target: str,
+    where: str,
+    request: bytes,
+    load: Load,
+    watcher: Watcher,
+    client: str,
+    *,
+    name_of: Callable[[int], str] = http_status,
+    connections_max: int = OPEN_CONNECTIONS_MAX,
+) -> Measured:
+    """The load on a server of this host; `client` is what `build` gave, `where` what its wire calls a server.
+
+    name_of: what a status is called that is no answer. connections_max: of an open loop.
 
     Raises:
         TargetFailed: the client broke off, or did not end.
@@ -83,11 +104,11 @@ def drive(target: str, port: int, request: bytes, load: Load, watcher: Watcher, 
         grace_ns = int((load.deadline_ms / 1e3 + GRACE_S) * 1e9)
         words = [str(at / "request"), str(at / "tape"), str(int(load.seconds * 1e9)), str(grace_ns)]
         if load.open_loop:
-            first, most = OPEN_CONNECTIONS, OPEN_CONNECTIONS_MAX
+            first, most = OPEN_CONNECTIONS, connections_max
             due_of(load).tofile(at / "due")
             words.append(str(at / "due"))
         process = subprocess.Popen(
-            [client, str(port), str(first), str(most), *words],
+            [client, where, str(first), str(most), *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -103,7 +124,7 @@ def drive(target: str, port: int, request: bytes, load: Load, watcher: Watcher, 
                 if pipe is not None:
                     pipe.close()
         tape = np.fromfile(at / "tape", np.int64).reshape(-1, 5)
-    result = measured(target, load, begin_ns, tape, cpu_s)
+    result = measured(target, load, begin_ns, tape, cpu_s, name_of)
     result.notes["connections"] = connections
     return result
 
@@ -137,7 +158,14 @@ def _last_words(process: subprocess.Popen[str]) -> str:
     return process.stderr.read().strip()[-300:] or f"exit status {process.returncode}"
 
 
-def measured(target: str, load: Load, begin_ns: int, tape: npt.NDArray[np.int64], cpu_s: float | None) -> Measured:
+def measured(
+    target: str,
+    load: Load,
+    begin_ns: int,
+    tape: npt.NDArray[np.int64],
+    cpu_s: float | None,
+    name_of: Callable[[int], str] = http_status,
+) -> Measured:
     """Figures from a tape of {due, taken, sent, done, status}. A request that waited for a connection was late through
     the server, so only `taken` tells whether the client kept its schedule."""
     due, taken, sent, done, status = tape.T
@@ -149,7 +177,7 @@ def measured(target: str, load: Load, begin_ns: int, tape: npt.NDArray[np.int64]
             code[status == value] = 1
         elif value != 0:
             code[status == value] = len(names)
-            names.append("connection broken" if value == -1 else f"HTTP/{value}")
+            names.append("connection broken" if value == -1 else name_of(int(value)))
     # A closed loop's last requests end after the measured part; those that never ended have no time.
     done = np.where(code == 0, sent, done) if load.open_loop else done
     result = recorder.measured(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,23 @@ def test_every_caller_keeps_its_requests_in_flight(tmp_path):
     for run in got.runs:
         assert set(run.outcomes) == {"model"}
         assert run.answered > 10
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_client_in_c_is_answered_by_the_model_and_names_what_is_refused(tmp_path):
+    path = tmp_path / "lean.toml"
+    steps = '[[steps]]\nlabel = "closed"\ncaller = "clients"\nin_flight = 4\n[[steps]]\nlabel = "open"\nrate = 300\n'
+    late = '[[steps]]\nlabel = "too late"\ncaller = "clients"\nin_flight = 1\ndeadline_ms = 0.001\n'
+    path.write_text('about = "The farm asked in C."\nmodels = ["bidding"]\ntargets = ["farm-c"]\n' + steps + late)
+    got = measure([scenario.load(str(path))], Options(seconds=0.3, repeats=1))
+    assert not got.left_out
+    closed, opened, refused = (
+        next(run for run in got.runs if run.label == label) for label in ("closed", "open", "too late")
+    )
+    for run in (closed, opened):
+        assert set(run.outcomes) == {"model"} and run.answered > 10
+    assert "model" not in refused.outcomes
+    assert all(how.partition("/")[0] in ("expired", "shed") for how in refused.outcomes)
 
 
 @pytest.mark.parametrize("kind", ["worker-killed", "client-killed"])

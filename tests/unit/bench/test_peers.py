@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from bench import check, rows
+from bench import check, rows, verdicts
 from bench.peers import HTTP, PEERS, environments, load
 from bench.peers.http import KINDS
 from bench.run import Unwatched
@@ -122,25 +122,25 @@ def server():
 def test_load_client_counts_what_a_server_answered(how, server, tmp_path):
     client = load.build(str(tmp_path))
     request = load.http_request("/", {"X": "y"}, b"body")
-    measured = load.drive("peer", server, request, load_of(seconds=0.3, **how), Unwatched(), client)
+    measured = load.drive("peer", str(server), request, load_of(seconds=0.3, **how), Unwatched(), client)
     assert set(measured.outcomes) == {"model"} and measured.latency.p50 > 0
     if "rate" in how:
         assert measured.asked == measured.answered == len(load.due_of(load_of(seconds=0.3, warm_s=0, **how)))
 
 
 def test_ratio_is_the_median_of_the_repeats_own_ratios():
-    verdict = rows.compare("c", {0: 2.0, 1: 30.0, 2: 4.0}, {0: 1.0, 1: 10.0, 2: 4.0}, least=2.5)
+    verdict = verdicts.compare("c", {0: 2.0, 1: 30.0, 2: 4.0}, {0: 1.0, 1: 10.0, 2: 4.0}, least=2.5)
     assert (verdict.ratio, verdict.low, verdict.high) == (2.0, 1.0, 3.0)
     assert verdict.holds is False and verdict.miss == "by 20%"
 
 
 def test_disturbed_and_void_runs_are_left_out_while_there_are_others():
-    runs = rows.Runs(
+    runs = verdicts.Runs(
         [run(repeat=0, others_percent=50.0), run(repeat=1, others_percent=1.0), run(repeat=2, void="late")]
     )
     assert [each.repeat for each in runs.of("g", "1", "farm")] == [1]
     with pytest.raises(TargetFailed, match="late"):
-        rows.Runs([run(void="late")]).of("g", "1", "farm")
+        verdicts.Runs([run(void="late")]).of("g", "1", "farm")
 
 
 def test_every_row_says_not_measured_rather_than_pass_when_nothing_ran():
@@ -151,7 +151,7 @@ def test_every_row_says_not_measured_rather_than_pass_when_nothing_ran():
 
 def test_status_tells_misses_from_rows_that_were_not_measured_or_were_disturbed():
     def judged(*holds, disturbed=False):
-        return check.Judged("r", "a", [rows.Verdict(claim="c", holds=each) for each in holds], disturbed)
+        return check.Judged("r", "a", [verdicts.Verdict(claim="c", holds=each) for each in holds], disturbed)
 
     disturbed = judged(True, False, disturbed=True)
     assert check.status_of([judged(True, True)]) == 0
