@@ -47,7 +47,7 @@ class Killers:
         client, arena = owner
         killer = copy_input(action.request, model.input_plan, arena)
         if killer is not None:
-            self._poison.learn(action.model, killer, time.monotonic_ns())
+            self._poison.learn(action.model, killer, time.monotonic_ns(), client.uid)
         case = Case(
             model=model.config.name,
             version=model.config.version,
@@ -69,7 +69,8 @@ class Killers:
         if owner is None:
             return event
         plans = {model.index: model.input_plan for model in self._models if model.input_plan is not None}
-        found = self._poison.find(event.requests, plans, owner[1], turn, time.monotonic_ns())
+        client, arena = owner
+        found = self._poison.find(event.requests, plans, arena, turn, time.monotonic_ns(), client.uid)
         return ev.RequestsArrived(event.session, event.requests, found) if found else event
 
     def count(self) -> int:

@@ -6,6 +6,8 @@ these are the same, one at the first bytes (1 us); then at shapes and a digest o
 is the same too, a digest of the whole.
 
 Of requests that nobody has checked yet nothing is believed: what is read is bounded by the sizes of a killer.
+An input is a killer for the user who sent it only: a client may write another user's input over the one that killed,
+and so would have that refused.
 Time comes in: nothing here reads a clock.
 """
 
@@ -46,6 +48,7 @@ class Input(NamedTuple):
 
 
 class _Killer(NamedTuple):
+    uid: int
     model: int
     rows: int
     head: bytes
@@ -88,11 +91,12 @@ class Poison:
         self._left_bytes = TURN_BYTES
         self._turn = -1
 
-    def learn(self, model: int, killer: Input, now_ns: int) -> None:
+    def learn(self, model: int, killer: Input, now_ns: int, uid: int) -> None:
         """Two workers died of it: refuse it from now on."""
         self.forget(now_ns)
         self.known.append(
             _Killer(
+                uid,
                 model,
                 killer.rows,
                 killer.parts[0][:HEAD_BYTES] if killer.parts else b"",
@@ -106,21 +110,22 @@ class Poison:
             self.known.popleft()
 
     def find(
-        self, requests: Sequence[Request], plan_of: dict[int, RowPlan], arena: Arena, turn: int, now_ns: int
+        self, requests: Sequence[Request], plan_of: dict[int, RowPlan], arena: Arena, turn: int, now_ns: int, uid: int
     ) -> frozenset[int]:
-        """Ids of those that are known killers. `plan_of`: the inputs of each model that has a signature."""
+        """Ids of those that are known killers of this user. `plan_of`: the inputs of models that have a signature."""
         self.forget(now_ns)
         if turn != self._turn:
             self._turn, self._left_bytes = turn, TURN_BYTES
-        models = {killer.model for killer in self.known}
+        models = {killer.model for killer in self.known if killer.uid == uid}
         return frozenset(
             request.id
             for request in requests
-            if request.model in models and self._kills(request, plan_of[request.model], arena)
+            if request.model in models and self._kills(request, plan_of[request.model], arena, uid)
         )
 
-    def _kills(self, request: Request, inputs: RowPlan, arena: Arena) -> bool:
-        like = [killer for killer in self.known if killer.model == request.model and killer.rows == request.rows]
+    def _kills(self, request: Request, inputs: RowPlan, arena: Arena, uid: int) -> bool:
+        named = (uid, request.model, request.rows)
+        like = [killer for killer in self.known if (killer.uid, killer.model, killer.rows) == named]
         if not like:
             return False
         # By the signature the first tensor lies at the start.

@@ -59,12 +59,21 @@ def taught(arena: Arena, *killers: Request, ms: float = 100) -> Poison:
     for killer in killers:
         copied = copy_input(killer, PLAN, arena)
         assert copied is not None
-        known.learn(0, copied, 0)
+        known.learn(0, copied, 0, USER)
     return known
 
 
-def found(known: Poison, arena: Arena, *asked: Request, now_ms: float = 1, turn: int = 1) -> set[int]:
-    return set(known.find(asked, PLANS, arena, turn, int(now_ms * MS)))
+USER = 1000
+
+
+def found(known: Poison, arena: Arena, *asked: Request, now_ms: float = 1, turn: int = 1, uid: int = USER) -> set[int]:
+    return set(known.find(asked, PLANS, arena, turn, int(now_ms * MS), uid))
+
+
+def test_an_input_is_refused_only_to_the_user_whose_request_killed_with_it(arena):
+    known = taught(arena, put(arena, 1, 3.0, 7))
+    assert found(known, arena, put(arena, 2, 3.0, 7), uid=USER + 1) == set()
+    assert found(known, arena, put(arena, 2, 3.0, 7)) == {2}
 
 
 def test_the_same_input_is_known_again_wherever_it_lies_and_others_are_not(arena):
@@ -141,7 +150,7 @@ def test_only_so_many_killers_are_known_and_the_oldest_goes(arena):
     known = Poison(100)
     for killer in killers:
         assert killer is not None
-        known.learn(0, killer, 0)
+        known.learn(0, killer, 0, USER)
     assert len(known.known) == KNOWN_MAX
     assert found(known, arena, put(arena, 2, 0.0), put(arena, 3, 1.0)) == {3}
 
