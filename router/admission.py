@@ -32,6 +32,10 @@ RATE_BURST_S = 0.1
 EVICTED_MAX = 8
 """Requests that one newcomer may replace in a full queue: those below it may be far smaller than it is."""
 
+HEAVIER = 4
+"""How much more than the newcomer's client another must have queued to give way to it. Clients that want about the same
+never come to this: to let them evict from each other was tried, see `router.shedding`."""
+
 WORKERLESS_NS = 1_000_000_000
 """Without any worker for so long, one is not just being replaced (0.3 s): who comes then is told at once."""
 
@@ -167,10 +171,25 @@ class Admission:
         for _ in range(EVICTED_MAX):
             reason = self._limit(entry, model)
             other = lowest_below(model.queue, entry.request.priority)
-            if reason is None or other is None:
+            if reason is None:
+                return None
+            if other is None:
+                other = self._heaviest(entry, model)
+            if other is None:
                 return reason
             self._evict((other,), model, now_ns)
         return self._limit(entry, model)
+
+    def _heaviest(self, entry: Entry, model: ModelState) -> Entry | None:
+        """The last request of a client that has more than half of the queue, where the newcomer's client has less than
+        a quarter of that: else one client that always asks again keeps a queue full and everyone else out."""
+        queue, priority = model.queue, entry.request.priority
+        clients = queue.clients(priority)
+        number = max(clients, key=clients.__getitem__, default=0)
+        most = clients.get(number, 0)
+        if 2 * most <= queue.count or HEAVIER * clients.get(entry.session.number, 0) >= most:
+            return None
+        return next(place[2] for place in reversed(queue.line(priority)) if place[2].session.number == number)
 
     def _limit(self, entry: Entry, model: ModelState) -> Reason | None:
         queue = model.queue

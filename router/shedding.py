@@ -8,7 +8,8 @@ time let 72 % of those admitted be late: each short deadline pushed the long one
 - Who is overtaken and has a lower priority gives way: it is evicted, at once, when it would be late.
 - Between clients of one priority, whoever has more than its part of the queue may use less of it (`surplus`), so that
   whoever has less finds room. To evict requests of the heaviest client instead was tried: four equal clients at five
-  times the capacity then evicted a fifth of all that was admitted from each other.
+  times the capacity then evicted a fifth of all that was admitted from each other. Only a full queue of which one
+  client has most gives one of its places to a client that has next to nothing there (`Admission._heaviest`).
 
 A lower priority keeps a share of the batches (`batching.SHARE_EVERY`), so it is in time by its turn or by its share.
 """

@@ -260,6 +260,27 @@ def test_a_worker_of_another_model_is_no_help():
     assert reasons(bench) == {1: Reason.NO_WORKER}
 
 
+def test_a_full_queue_of_one_client_gives_a_place_to_another_that_has_next_to_none():
+    bench = Bench(queue_requests=8, max_batch=1)
+    bench.ask(request(99, slot=63, in_ms=5000))
+    bench.ask(*(request(n, slot=n, in_ms=5000 + n) for n in range(8)))
+    bench.ask(request(1, slot=11, in_ms=6000), session=2)
+    assert reasons(bench) == {7: Reason.EVICTED}
+    bench.ask(request(2, slot=12, in_ms=6000), session=2)
+    assert reasons(bench) == {6: Reason.EVICTED}
+    bench.ask(request(3, slot=13, in_ms=6000), session=2)
+    assert reasons(bench) == {3: Reason.QUEUE_FULL}, "two against six are no longer next to nothing"
+
+
+def test_clients_with_equal_parts_of_a_full_queue_take_none_from_each_other():
+    bench = Bench(queue_requests=8, max_batch=1)
+    bench.ask(request(99, slot=63, in_ms=5000))
+    for session in (1, 2):
+        bench.ask(*(request(n, slot=n, in_ms=5000) for n in range(4)), session=session)
+    bench.ask(request(50, slot=50, in_ms=5000), session=2)
+    assert reasons(bench) == {50: Reason.QUEUE_FULL}
+
+
 # Inputs that kill
 
 
