@@ -6,6 +6,7 @@
 # make bench SCENARIOS="bidding text"   measure, beside peers where a scenario names them; make bench-quick: a little of each
 # make bench-check ROWS=one,forty   the farm beside its peers, judged row by row; BENCH_ARGS=--quick for a short one
 # make sim SEED=n   one simulated world again, turn by turn; make sim-long HOURS=n goes through new ones
+# make attack-liars   clients that lie, in earnest: ten minutes; ATTACK_ARGS="--seconds 5" for a short one
 # make mutation MODULES="shedding runs"   small changes of the deciding modules that no test notices; half an hour for all
 # make clean  remove what all of these made
 #
@@ -15,7 +16,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test lint check model sim sim-long bench bench-quick bench-check mutation clean
+.PHONY: help demo dev test lint check model sim sim-long bench bench-quick bench-check attack-liars mutation clean
 
 PIP_INSTALL := bin/python -m pip --disable-pip-version-check install --quiet
 PACKAGES := farm router workers shm
@@ -91,6 +92,9 @@ sim: .venv/.dev
 # From a seed that nobody has seen: the tests go through the first ones.
 sim-long: .venv/.dev
 	@.venv/bin/python -m tests.sim.replay --hours $(HOURS) $$(date +%s)
+
+attack-liars: .venv/.dev
+	@.venv/bin/python -m tests.attack liars $(ATTACK_ARGS)
 
 SCENARIOS ?= bidding text audio overload worker-killed
 

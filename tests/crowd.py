@@ -27,11 +27,20 @@ def in_process(path: str | os.PathLike[str]) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def write_script(folder: Path, model: Path, deadlines_ms: list[float], *, fallback: bool = False) -> Path:
-    """What the services ask: single rows of a model with x float32[N, size] and y, and the answers to expect."""
+def write_script(
+    folder: Path,
+    model: Path,
+    deadlines_ms: list[float],
+    *,
+    fallback: bool = False,
+    rows: np.ndarray[Any, Any] | None = None,
+) -> Path:
+    """What the services ask: single rows of a model with x float32[N, size] and y (or these `rows`), and the answers to
+    expect. In a folder of its own for each model."""
     session = in_process(model)
-    size = session.get_inputs()[0].shape[1]
-    rows = np.random.default_rng(11).standard_normal((ROWS, 1, size)).astype(np.float32)
+    if rows is None:
+        size = session.get_inputs()[0].shape[1]
+        rows = np.random.default_rng(11).standard_normal((ROWS, 1, size)).astype(np.float32)
     answers = np.stack([session.run(["y"], {"x": row})[0] for row in rows])
     np.savez(folder / "rows.npz", rows=rows, answers=answers)
     script = folder / "script.json"
