@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +33,7 @@ from router.killers import Killers
 from router.lanes.direct import DirectLane
 from router.lanes.zeromq import ZeroMqLane
 from router.leash import FromSupervisor, Leash
+from router.log import LogLines
 from router.machine import RouterMachine
 from router.post import Post
 from router.status import status_facts
@@ -370,7 +370,7 @@ async def _serve(leash: socket.socket, told: RouterConfigured) -> int:
 
 def main(leash: socket.socket) -> int:
     """The router, from its first frame on the leash to its end. Returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogLines()])
     setproctitle.setproctitle("farm: router")
     leash.setblocking(False)
     try:

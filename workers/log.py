@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Final
 
+from shm.lines import Lines
+
 SELDOM_S: Final = 10.0
 
+_lines = Lines()
 _last: dict[str, tuple[float, int]] = {}
 
 
@@ -17,8 +19,7 @@ def log(event: str, **fields: object) -> None:
     for key, value in fields.items():
         text = " ".join(str(value).split())
         parts.append(f'{key}="{text}"' if " " in text or not text else f"{key}={text}")
-    sys.stderr.write(" ".join(parts) + "\n")
-    sys.stderr.flush()
+    _lines.write(" ".join(parts))
 
 
 def log_seldom(event: str, **fields: object) -> None:

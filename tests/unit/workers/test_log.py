@@ -11,23 +11,23 @@ from workers.affinity import pin
 from workers.log import log, log_seldom
 
 
-def test_line_ends_and_blanks_are_tamed(capsys):
+def test_line_ends_and_blanks_are_tamed(capfd):
     log("happened", a=1, b="two words\nand a line", c="")
-    assert capsys.readouterr().err == 'happened a=1 b="two words and a line" c=""\n'
+    assert capfd.readouterr().err == 'happened a=1 b="two words and a line" c=""\n'
 
 
-def test_seldom_says_the_same_once(capsys, monkeypatch):
+def test_seldom_says_the_same_once(capfd, monkeypatch):
     monkeypatch.setattr(log_module, "_last", {})
     for _ in range(5):
         log_seldom("flood", n=1)
-    assert capsys.readouterr().err == "flood unsaid=0 n=1\n"
+    assert capfd.readouterr().err == "flood unsaid=0 n=1\n"
 
 
 @pytest.mark.parametrize("cpus", [(1_000_000,), (1023,)])
-def test_mask_that_cannot_be_set_is_one_line(capsys, cpus):
+def test_mask_that_cannot_be_set_is_one_line(capfd, cpus):
     before = os.sched_getaffinity(0)
     pin(cpus)
     assert os.sched_getaffinity(0) == before
-    assert capsys.readouterr().err.startswith("affinity_refused cpus=")
+    assert capfd.readouterr().err.startswith("affinity_refused cpus=")
     pin(())
     assert os.sched_getaffinity(0) == before
