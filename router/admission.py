@@ -92,7 +92,7 @@ class Admission:
         model.retries.earn()
         if poison:
             self._counters.poison += 1
-            message = "two workers died while they ran this input; it is refused for a while"
+            message = "two workers died of this input or hung in it; it is refused for a while"
             self._closing.end(entry, Ending.FAILED, Reason.POISON, now_ns, message=message)
         else:
             self._admit(entry, model, now_ns)

@@ -224,12 +224,12 @@ class Runs:
             self._counters.poison += 1
             session, request = entry.session.number, entry.request
             self._outbox.act(ev.Quarantine(session, entry.model, request, entry.killers))
-            message = "two workers died while they ran this request; it is not tried again"
+            message = "two workers died of this request or hung in it; it is not tried again"
             self._closing.end(entry, Ending.FAILED, Reason.POISON, now_ns, run_over=True, message=message)
         elif now_ns >= entry.due_ns:
             self._closing.answer_late(entry, Reason.WORKER_DIED, now_ns, run_over=True)
         elif began and (Reason.WORKER_DIED not in model.retried or not self._may_run_again(model)):
-            message = "the worker died while it ran this request, and it is not run again"
+            message = "the worker died of this request or hung in it, and it is not run again"
             self._closing.end(entry, Ending.FAILED, Reason.WORKER_DIED, now_ns, run_over=True, message=message)
         else:
             self._counters.rerun += began

@@ -289,7 +289,7 @@ def test_an_input_that_is_known_to_kill_workers_is_refused_and_never_runs():
     bench.turn(ev.RequestsArrived(1, [request(1), request(2), request(3)], frozenset({2})))
     assert bench.dispatched == [[1, 3]]
     assert (bench.reply.id, bench.reply.ending, bench.reply.reason) == (2, Ending.FAILED, Reason.POISON)
-    assert bench.reply.message == "two workers died while they ran this input; it is refused for a while"
+    assert bench.reply.message == "two workers died of this input or hung in it; it is refused for a while"
     assert not bench.reply.held
     assert bench.machine.counters.poison == 1
     bench.ask(request(2))

@@ -315,7 +315,7 @@ def test_what_was_there_at_two_deaths_is_kept_with_the_names_of_both_workers():
     assert bench.of(ev.Quarantine) == [ev.Quarantine(1, 0, asked, (1, 5))]
     assert bench.actions.index(bench.of(ev.Quarantine)[0]) < bench.actions.index(bench.of(ev.SendReplies)[0])
     assert (bench.reply.ending, bench.reply.reason) == (Ending.FAILED, Reason.POISON)
-    assert bench.reply.message == "two workers died while they ran this request; it is not tried again"
+    assert bench.reply.message == "two workers died of this request or hung in it; it is not tried again"
 
 
 def test_poison_is_answered_by_no_rule():
