@@ -1,8 +1,9 @@
 """From what a session returned to what a client gets: into its slots, into the frame, or into a file of its own.
 
-Outputs as declared go to the offsets that the signature gives. Anything else (a free dimension, strings, a shape that
-differs from the declared one) carries descriptors and goes, in this order: into the member's room in `out`; into the
-frame, up to INLINE_BYTES_MAX a member and INLINE_TOTAL_MAX a frame; into a sealed memory file, up to a limit.
+Outputs of another shape or type than the model declares are no answer (`workers.declared`). Those that the signature
+lays out go to the offsets that it gives. Others (a free dimension, strings) carry descriptors and go, in this order:
+into the member's room in `out`; into the frame, up to INLINE_BYTES_MAX a member and INLINE_TOTAL_MAX a frame; into a
+sealed memory file, up to a limit.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from shm.limits import FRAME_BYTES_MAX, INLINE_BYTES_MAX, MESSAGE_CHARS_MAX
 from shm.tensors import NUMPY, Array, Buffer
 from shm.worker import Copies, Member, MemberDone
 from workers.arenas import Arena
+from workers.declared import refuse_outputs
 from workers.guard import Guard
 from workers.session import Session
 
@@ -108,10 +110,13 @@ class OutputWriter:
 
     def write(self, arena: Arena, member: Member, outputs: Sequence[Array], turn: Turn) -> MemberDone | None:
         """Put one member's outputs where they belong; None: as declared, in its slots."""
+        as_declared = self.as_declared(outputs, member.rows)
+        if not as_declared and (lie := refuse_outputs(self._session.signature, member, outputs)) is not None:
+            return turn.failed(Reason.MODEL_ERROR, lie)
         if self._guard is not None and (refused := self._guard.refuse(outputs)) is not None:
             return turn.failed(Reason.GUARD, refused)
         start, room_bytes = arena.room(member.slot, member.slot_count)
-        if self.as_declared(outputs, member.rows):
+        if as_declared:
             offsets, total = place(self._plan.sizes(member.rows))
             if total <= room_bytes:
                 for spec, offset, array in zip(self._plan.specs, offsets, outputs, strict=True):
@@ -122,6 +127,8 @@ class OutputWriter:
             return self._describe(arena, start, room_bytes, outputs, turn)
         except TensorRefused as error:
             return turn.failed(Reason.MODEL_ERROR, error)
+        except MemoryError as error:
+            return turn.failed(Reason.MODEL_ERROR, self._session.told(error))
 
     def _describe(self, arena: Arena, start: int, room_bytes: int, outputs: Sequence[Array], turn: Turn) -> MemberDone:
         codes = []

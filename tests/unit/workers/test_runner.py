@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shm.endings import Reason
 from tests import models
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -202,7 +203,7 @@ def test_names_that_are_no_identifiers(rig, rng, tmp_path):
     assert same(r.outputs(client, member, r.run(member))[0], -x)
 
 
-def test_other_shape_than_declared_is_what_the_client_gets(rig, tmp_path):
+def test_other_shape_than_declared_fails_by_name_and_touches_no_slot(rig, tmp_path):
     r = rig(models.other_shape(tmp_path / "m.onnx"))
     client = r.client()
     all_kept = np.array([[1, 2], [3, 4]], np.float32)
@@ -210,8 +211,16 @@ def test_other_shape_than_declared_is_what_the_client_gets(rig, tmp_path):
     none_kept = -all_kept
     for x in (all_kept, one_kept, none_kept, all_kept):
         member = client.rows(r.session, 0, x)
+        before = bytes(client.outside)
         done = r.run(member)
-        assert same(r.outputs(client, member, done)[0], x[x[:, 0] > 0])
+        if x is all_kept:
+            assert same(r.outputs(client, member, done)[0], x)
+            continue
+        (end,) = done.members
+        kept = int((x[:, 0] > 0).sum())
+        assert end.reason == Reason.MODEL_ERROR and end.outputs is None
+        assert f"declares float32 [N, 2] with N = 2 and returned float32 [{kept}, 2]" in end.message
+        assert bytes(client.outside) == before
     assert r.runner.facts()["outputs_bound"] is False
     assert done.members == []
 
@@ -222,8 +231,9 @@ def test_batch_whose_outputs_have_other_rows_is_run_one_by_one(rig, tmp_path):
     xs = [np.array([[sign, 2]], np.float32) for sign in (1, -1, 1)]
     members = [client.rows(r.session, i, x) for i, x in enumerate(xs)]
     done = r.run(*members)
-    for i, x in enumerate(xs):
-        assert same(r.outputs(client, members[i], done, i)[0], x[x[:, 0] > 0])
+    assert [end.reason for end in done.members] == [0, Reason.MODEL_ERROR, 0]
+    for i in (0, 2):
+        assert same(r.outputs(client, members[i], done, i)[0], xs[i])
 
 
 def test_large_outputs_are_written_in_place(rig, tmp_path):
