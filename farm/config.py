@@ -31,6 +31,7 @@ from router.config import (
 from router.fallback import refuse
 from shm.limits import MEMBERS_MAX, SLOT_COUNT_MAX
 from workers.config import GuardConfig, SessionConfig, WorkerConfig
+from workers.files import refuse_file
 
 EMBEDDED_PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "embedded", "wdbc.toml")
 """What `farm serve` runs when it is given nothing. Not taken from `farm.embedded`, which loads records with numpy."""
@@ -100,6 +101,7 @@ class ModelSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     spinning: bool = False
     optimization: Literal["off", "basic", "extended", "all"] = "all"
     output_mib_max: Whole = 256
+    memory_mib: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     rules: RulesConfig | None = None
     constant: dict[str, Value] | None = None
     last_good: LastGoodConfig = LastGoodConfig()
@@ -265,6 +267,7 @@ def worker_config(config: Config, name: str, cpus: tuple[int, ...]) -> WorkerCon
         cpus=cpus,
         arenas_max=config.router.worker_arenas_max,
         output_mib_max=model.output_mib_max,
+        memory_mib=model.memory_mib,
     )
 
 
@@ -275,14 +278,9 @@ def check_files(config: Config) -> None:
         ConfigError: it is not.
     """
     for name, model in config.models.items():
-        try:
-            with open(model.path, "rb"):
-                pass
-        except OSError as error:
-            raise ConfigError(
-                f"{config.source}: [models.{name}] path = {show(model.path)}: {error.strerror}; "
-                "it must be an ONNX file that this user can read"
-            ) from error
+        refused = refuse_file(model.path)
+        if refused is not None:
+            raise ConfigError(f"{config.source}: [models.{name}] path = {show(model.path)}: {refused}")
 
 
 def _read_farm(table: object, source: str, base_dir: str) -> FarmSection:

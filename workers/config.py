@@ -43,3 +43,5 @@ class WorkerConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     """Clients' arenas kept mapped; each mapping holds a descriptor."""
     output_mib_max: Annotated[int, Meta(ge=1)] = 256
     """The most that one request's outputs may take outside its slots."""
+    memory_mib: Annotated[int, Meta(ge=0)] = 0
+    """The most private memory that it may take for its model and its runs; 0: as much as there is."""

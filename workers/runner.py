@@ -10,8 +10,8 @@ Three ways lead through a run. Measured with a 64-128-64-1 MLP of one row, on a 
 - *Alone.* Everything else: inputs still in place unless `private` or strings, outputs copied, or bound for this one
   run from BIND_BYTES_MIN on.
 
-When a run with bound outputs fails it is done again unbound: a model may return other shapes than it declares, and the
-client gets what the session returns. A model that is found to do so is never bound again.
+When a run with bound outputs fails it is done again unbound: a model may return other shapes than it declares. A model
+that is found to do so is never bound again, and each request that meets it fails by name (`workers.declared`).
 """
 
 from __future__ import annotations
@@ -223,6 +223,8 @@ class Runner:
         except ModelFailed as error:
             self._stop_if_terminated()
             return turn.failed(Reason.MODEL_ERROR, error)
+        except MemoryError as error:
+            return turn.failed(Reason.MODEL_ERROR, self._session.told(error))
         if was_bound and not self._writer.as_declared(outputs, member.rows):
             self._session.unbind_outputs()
         return self._writer.write(arena, member, outputs, turn)

@@ -43,6 +43,7 @@ from workers.facts import facts
 from workers.guard import Guard, GuardRefused
 from workers.lane import Lane
 from workers.log import log
+from workers.memory import MIB, explain, go_first, limit
 from workers.runner import Runner
 from workers.session import LoadRefused, Session, load
 from workers.warmup import warm_up
@@ -54,8 +55,6 @@ EXIT_LOAD_FAILED: Final = 3
 
 ROUTER_WAIT_S: Final = 30.0
 """Without a router for so long the supervisor has other plans, or none."""
-
-MIB: Final = 1024 * 1024
 
 GC_THRESHOLD: Final = 50_000
 """The hot path makes no cycles and what it allocates it frees, so the count of surviving objects stays far below this.
@@ -75,9 +74,13 @@ def main(leash: socket.socket) -> int:
     config = msgspec.json.decode(configured.config, type=WorkerConfig)
     setproctitle.setproctitle(f"farm: worker {configured.worker} {config.name} v{config.version}")
     pin(config.cpus)
+    go_first()
+    limit(config.memory_mib)
     try:
         worker = Worker(leash, configured.worker, config)
-    except LoadRefused as error:
+    except (LoadRefused, MemoryError) as error:
+        if isinstance(error, MemoryError):
+            error = LoadRefused(f"{config.path}: {explain(config.memory_mib)}")
         log("load_failed", worker=configured.worker, model=config.name, reason=error)
         seqpacket.send(leash, from_worker_codec.encode(LoadFailed(str(error)[:4096])))
         return EXIT_LOAD_FAILED
@@ -105,7 +108,7 @@ class Worker:
         self._number = number
         self._config = config
         start_ns = time.monotonic_ns()
-        self._session = load(config.path, config.session)
+        self._session = load(config.path, config.session, config.memory_mib)
         self._load_ns = time.monotonic_ns() - start_ns
         self._session.with_independent_rows(_independent(self._session, config))
         guard = None

@@ -20,7 +20,9 @@ from shm.layout import CODES, RowPlan, Signature, TensorSpec
 from shm.limits import NAME_BYTES_MAX, RANK_MAX, TENSORS_MAX
 from shm.tensors import NUMPY, Array, address
 from workers.config import SessionConfig
+from workers.files import refuse_file
 from workers.log import log
+from workers.memory import explain, ran_out
 
 ORT_VERSION: Final[str] = onnxruntime.__version__
 
@@ -50,6 +52,15 @@ _FATAL: Final = 4
 """Errors come back as exceptions; logged as well, one bad client would fill the log."""
 
 
+_ADVICE: Final = (
+    ("Protobuf parsing failed", "it is no ONNX file, or was cut short: export or copy it again"),
+    ("No graph was found", "it is no ONNX file, or was cut short: export or copy it again"),
+    ("is not a registered function/op", "custom operators are not loaded: export it with ONNX's own"),
+    ("External data path", "tensors beside the model must lie in its folder or below, and not behind a link"),
+)
+"""What to do, by words of ONNX Runtime."""
+
+
 class LoadRefused(Exception):
     """The model cannot be served; the message says why, in ONNX Runtime's words where it was that."""
 
@@ -75,8 +86,10 @@ class Bound:
 class Session:
     """A warm model. Not safe for two runs at a time; `options.terminate` may be set from another thread."""
 
-    def __init__(self, inference: Any, signature: Signature) -> None:
+    def __init__(self, inference: Any, signature: Signature, memory_mib: int = 0) -> None:
+        """memory_mib: the worker's limit, for what is told when a run meets it."""
         self.signature = signature
+        self.memory_mib = memory_mib
         self.input_plan = RowPlan(signature.inputs)
         self.output_plan = RowPlan(signature.outputs)
         self.input_row_end = self.input_plan.payload_bytes(1)
@@ -111,8 +124,12 @@ class Session:
         try:
             outputs: list[Array] = self._inference.run(self.output_names, feed, self.options)
         except ORT_ERRORS as error:
-            raise ModelFailed(str(error)) from error
+            raise ModelFailed(self.told(error)) from error
         return outputs
+
+    def told(self, error: Exception) -> str:
+        """An error of a run in words for whoever asked."""
+        return f"{explain(self.memory_mib)}: {error}" if ran_out(error) else str(error)
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Bound:
         """Prepare runs from these arrays into those, by pointer. No strings, no array without elements."""
@@ -135,12 +152,16 @@ class Session:
         self.signature = Signature(self.signature.inputs, self.signature.outputs, independent)
 
 
-def load(path: str, config: SessionConfig) -> Session:
+def load(path: str, config: SessionConfig, memory_mib: int = 0) -> Session:
     """Load a model file.
 
     Raises:
-        LoadRefused: no such file, not a model, an operator that is not there, types that the farm does not carry.
+        LoadRefused: no such file, not a model, an operator that is not there, tensors outside its folder, types that
+            the farm does not carry, more memory than there is.
     """
+    refused = refuse_file(path)
+    if refused is not None:
+        raise LoadRefused(f"{path}: {refused}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = config.intra_op_threads
     options.inter_op_num_threads = config.inter_op_threads
@@ -157,14 +178,15 @@ def load(path: str, config: SessionConfig) -> Session:
     try:
         inference = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
-        raise LoadRefused(f"{path}: {error}") from error
+        advice = explain(memory_mib) if ran_out(error) else next((b for a, b in _ADVICE if a in str(error)), "")
+        raise LoadRefused(f"{path}: {advice + ': ' if advice else ''}{error}") from error
     inputs = [_spec(path, "input", arg) for arg in inference.get_inputs()]
     inputs += [_spec(path, "input", arg, optional=True) for arg in inference.get_overridable_initializers()]
     outputs = [_spec(path, "output", arg) for arg in inference.get_outputs()]
     for side, specs in (("inputs", inputs), ("outputs", outputs)):
         if len(specs) > TENSORS_MAX:
             raise LoadRefused(f"{path}: the model has {len(specs)} {side}, the farm carries {TENSORS_MAX}")
-    return Session(inference, Signature(tuple(inputs), tuple(outputs)))
+    return Session(inference, Signature(tuple(inputs), tuple(outputs)), memory_mib)
 
 
 def _spec(path: str, side: str, arg: Any, *, optional: bool = False) -> TensorSpec:

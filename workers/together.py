@@ -54,7 +54,7 @@ class Together:
             if self.gathers(members):
                 return self._gathered(members, turn)
             return self._concatenated(members, turn)
-        except SegmentRefused as error:
+        except (SegmentRefused, MemoryError) as error:
             raise NotJoined from error
 
     def _gathered(self, members: Sequence[Member], turn: Turn) -> Ends:
