@@ -348,7 +348,7 @@ def test_where_a_death_is_not_to_be_tried_again_the_models_table_answers(steps):
     bench.ask(request(1))
     bench.turn(ev.WorkerGone(1))
     assert (bench.reply.ending, bench.reply.reason, bench.reply.held) == (Ending.FAILED, Reason.WORKER_DIED, False)
-    assert bench.reply.message == "the worker died while it ran this request, and it is not run again"
+    assert bench.reply.message == "the worker died of this request or hung in it, and it is not run again"
     assert [asked.steps for asked in bench.of(ev.AnswerInstead)] == ([("rules",)] if steps == ["rules"] else [])
     assert (bench.machine.counters.rerun, bench.machine.counters.rerun_refused) == (0, 0)
 
