@@ -59,6 +59,8 @@ class Counters(Struct):
     clients_refused: Annotated[int, Meta(description="sessions refused")] = 0
     clients_lost: Annotated[int, Meta(description="sessions ended")] = 0
     clients_cut: Annotated[int, Meta(description="sessions ended by the router, for faults or for not reading")] = 0
+    strangers_cut: Annotated[int, Meta(description="connections without a session that were cut")] = 0
+    lane_memory_cut: Annotated[int, Meta(description="connections cut because the router's memory grew")] = 0
 
     def count_copies(self, copies: Copies) -> None:
         """What a run copied and what it did not have to."""

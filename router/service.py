@@ -31,6 +31,7 @@ from router.door import Client, Door
 from router.gate import Gate
 from router.killers import Killers
 from router.lanes.direct import DirectLane
+from router.lanes.watch import raise_descriptors
 from router.lanes.zeromq import ZeroMqLane
 from router.leash import FromSupervisor, Leash
 from router.log import LogLines
@@ -98,7 +99,10 @@ class RouterService:
         mode = 0o660 if self._allowed_gid is not None else 0o600
         gate = Gate(loop, self._turn, self._is_full)
         lane_path = paths.lane_path(told.runtime_dir, told.epoch)
-        self._zeromq = ZeroMqLane(lane_path, mode, told.epoch, loop, gate, self._counters, self._is_allowed)
+        bound = config.lane_mib * 1024 * 1024
+        self._zeromq = ZeroMqLane(
+            lane_path, mode, told.epoch, loop, gate, self._counters, self._is_allowed, bound, self._cut
+        )
         self._zeromq.on_readable = self._on_zeromq_readable
         self._direct = DirectLane(loop)
         self._post = Post(told.epoch, config.faults_max, self._counters, self._client_of, self._cut)
@@ -372,6 +376,7 @@ def main(leash: socket.socket) -> int:
     """The router, from its first frame on the leash to its end. Returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogLines()])
     setproctitle.setproctitle("farm: router")
+    raise_descriptors()
     leash.setblocking(False)
     try:
         got = seqpacket.receive_within(leash, CONFIGURED_WITHIN_S)

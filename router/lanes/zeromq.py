@@ -18,12 +18,16 @@ import zmq.backend
 
 from router.counters import Counters
 from router.gate import Gate
+from router.lanes.peers import Peer
+from router.lanes.watch import Watch
 from shm.client import Hello, request_codec
 from shm.errors import FrameRefused
 from shm.limits import FRAME_BYTES_MAX
 
 REPLIES_QUEUED_MAX = 10_000
 """Frames a client may leave unread before its session is cut: at 50,000 requests a second in lists of ten, 2 s."""
+PARTS_A_CALL = 64
+"""Parts of one message that are dropped at a time. A right message has one; whose has more than this is cut."""
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 
 # Plain ints, and the calls of pyzmq's compiled class: the enums and the Python layer over it cost a turn 20 us.
@@ -46,8 +50,11 @@ class ZeroMqLane:
         gate: Gate,
         counters: Counters,
         allowed: Callable[[int, int], bool],
+        bound_bytes: int,
+        cut: Callable[[int, str], None],
     ) -> None:
-        """`allowed(uid, gid)`: whether a peer of that user may speak here at all. The caller holds the directory."""
+        """`allowed(uid, gid)`: whether a peer of that user may speak here at all. The caller holds the directory.
+        `cut(session, why)` ends a session whose connection was cut, `bound_bytes` is what peers may take."""
         self.path = path
         self.on_readable: Callable[[], None] = lambda: None
         self._epoch = epoch
@@ -60,6 +67,7 @@ class ZeroMqLane:
         self._tokens: dict[bytes, int] = {}
         self._again = False
         self._drained = True
+        self._surplus = False
         self._context = zmq.Context()
         self._zap = self._context.socket(zmq.REP)
         self._zap.bind(ZAP_ENDPOINT)
@@ -72,6 +80,7 @@ class ZeroMqLane:
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, 500)
         self._socket.setsockopt(zmq.BACKLOG, 1024)
         self._socket.setsockopt_string(zmq.ZAP_DOMAIN, "shmfarm")
+        self._watch = Watch(self._socket, path, bound_bytes, loop, counters, cut)
         self._socket.bind(f"ipc://{path}")
         os.chmod(path, mode)
         compiled = zmq.backend.Socket
@@ -97,14 +106,22 @@ class ZeroMqLane:
             if not get(_EVENTS) & _POLLIN:
                 self._drained = True
                 return
-            parts = [receive(_DONTWAIT)]
-            while get(_RCVMORE):
-                parts.append(receive(_DONTWAIT))
-            session = sessions.get(parts[0])
-            if session is not None and len(parts) == 2:
-                yield session, parts[1]
-            else:
-                self._meet(parts[0], parts)
+            if self._surplus:
+                self._drop_parts()
+                continue
+            peer = receive(_DONTWAIT)
+            session = sessions.get(peer)
+            if session is None:
+                self._meet(peer)
+                continue
+            frame = receive(_DONTWAIT)
+            if get(_RCVMORE):
+                self._counters.frames_unknown += 1
+                self._drop_parts(self._watch.peers.of_session(session))
+                continue
+            if self._watch.heard is not None:
+                self._watch.heard.add(session)
+            yield session, frame
 
     @property
     def has_more(self) -> bool:
@@ -124,11 +141,26 @@ class ZeroMqLane:
         self.on_readable()
         self._gate.turn()
 
-    def _meet(self, peer: bytes, parts: list[bytes]) -> None:
+    def _drop_parts(self, peer: Peer | None = None) -> None:
+        """Of a message in more parts than one, a bounded number a call; the next call goes on. Who made it long is cut:
+        libzmq keeps all of a message, however many parts it has."""
+        for _ in range(PARTS_A_CALL):
+            if not self._get(_RCVMORE):
+                self._surplus = False
+                return
+            self._receive_part(_DONTWAIT)
+        if peer is not None:
+            self._watch.cut(peer, f"a message of more than {PARTS_A_CALL} parts")
+        self._surplus = True
+
+    def _meet(self, peer: bytes) -> None:
         """The first frame of a peer binds it to its session, or is dropped and counted."""
-        if len(parts) == 2 and peer[:1] == b"\x00" and len(parts[1]) <= 64:
+        frame = self._socket.recv(_DONTWAIT, copy=False)
+        # Deprecated for TCP's sake and undocumented, but the only word on which connection this came by.
+        fd = int(frame.get(zmq.SRCFD))
+        if not self._get(_RCVMORE) and peer[:1] == b"\x00" and len(frame) <= 64:
             try:
-                hello = request_codec.decode(parts[1])
+                hello = request_codec.decode(frame.bytes)
             except FrameRefused:
                 hello = None
             if isinstance(hello, Hello) and hello.epoch == self._epoch:
@@ -136,8 +168,11 @@ class ZeroMqLane:
                 if session is not None:
                     self._session_of[peer] = session
                     self._peer_of[session] = peer
+                    self._watch.greeted(fd, session)
                     return
         self._counters.frames_unknown += 1
+        self._watch.stranger_spoke(fd)
+        self._drop_parts(self._watch.peers.of_fd(fd))
 
     def send(self, session: int, frame: bytes) -> bool:
         peer = self._peer_of.get(session)
@@ -159,6 +194,7 @@ class ZeroMqLane:
         peer = self._peer_of.pop(session, None)
         if peer is not None:
             del self._session_of[peer]
+            self._watch.ended(session)
         else:
             self._tokens = {token: other for token, other in self._tokens.items() if other != session}
 
@@ -185,6 +221,7 @@ class ZeroMqLane:
     def close(self) -> None:
         self._gate.remove(self._fds[0])
         self._loop.remove_reader(self._fds[1])
+        self._watch.close()
         for socket in (self._socket, self._zap):
             socket.close(0)
         self._context.term()
