@@ -72,7 +72,7 @@ class RouterSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     clients_max: Whole = 256
     turn_requests: Whole = 512
     faults_max: Whole = 100
-    lane_mib: Annotated[int, Meta(ge=16, le=2**20)] = 64
+    lane_mib: Annotated[int, Meta(ge=16, le=2**20)] = 32
     worker_arenas_max: Whole = 64
     prefetch_runs: Annotated[int, Meta(ge=1, le=2)] = 2
     client_rate: Annotated[float, Meta(ge=0, le=1e9)] = 0.0

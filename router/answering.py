@@ -64,6 +64,10 @@ class Answering:
         self._fitted: list[Fitted | None] = [None] * len(models)
         self._last_good = [LastGood(model.last_good) for model in models]
 
+    def bytes_kept(self) -> int:
+        """Of last answers, of all models."""
+        return sum(store.bytes_kept for store in self._last_good)
+
     def bind(self, model: int, signature: Signature) -> None:
         """Fit what is configured to what the model file says. Workers of one version find the same.
 

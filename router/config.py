@@ -110,9 +110,9 @@ class RouterConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     slot_count_max: Annotated[int, Meta(ge=1, le=SLOT_COUNT_MAX)] = SLOT_COUNT_MAX
     turn_requests: Whole = 512
     worker_arenas_max: Whole = 64
-    lane_mib: Annotated[int, Meta(ge=16, le=2**20)] = 64
+    lane_mib: Annotated[int, Meta(ge=16, le=2**20)] = 32
     """By how much the router may grow over the ZeroMQ lane before connections are cut: at once who brings no message,
-    at twice as much who has bytes on the way, at three times everyone."""
+    at twice as much who has bytes on the way, at four times everyone."""
     faults_max: Whole = 100
     """Frames a client may send that cannot be taken before its session ends."""
     client_rate: Annotated[float, Meta(ge=0, le=1e9)] = 0.0

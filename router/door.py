@@ -26,8 +26,8 @@ from shm.endings import Reason
 from shm.errors import FrameRefused, PeerGone, SegmentRefused
 from shm.limits import MESSAGE_CHARS_MAX, PROTOCOL_VERSION
 
-ATTACH_WITHIN_S = 2.0
-"""A connection that has not asked by then is closed: it only costs a descriptor."""
+ATTACH_WITHIN_S = 1.0
+"""A connection that has not asked by then is closed: it only costs a descriptor. Making the arena is not in it."""
 
 HALF_OPEN_MAX = 256
 """Connections that have not asked yet. One more, and the oldest is closed: who opens them without end finds no end of
@@ -155,6 +155,8 @@ class Door:
     def _grant(self, client: Client, attach: Attach) -> None:
         config = self._config
         del self._half_open[client.number]
+        if client.timeout is not None:
+            client.timeout.cancel()
         client.title = attach.title
         client.lane = next(iter(self._lanes)) if attach.lane == "auto" else attach.lane
         payload_bytes = attach.slot_count * attach.slot_bytes
@@ -235,8 +237,6 @@ class Door:
             len(models),
         )
         client.granted = True
-        if client.timeout is not None:
-            client.timeout.cancel()
         # The session must exist before the client can know of it.
         self._on_attached(client, token)
         sent = self._send(client, welcome_codec.encode(attached), (arena.in_fd, read_only))

@@ -40,10 +40,7 @@ from router.post import Post
 from router.status import status_facts
 from router.timer import Timer
 from shm import paths, seqpacket
-from shm.client import (
-    Model,
-    Reply,
-)
+from shm.client import Model, Reply
 from shm.control import (
     Drained,
     DrainStarted,
@@ -99,9 +96,17 @@ class RouterService:
         mode = 0o660 if self._allowed_gid is not None else 0o600
         gate = Gate(loop, self._turn, self._is_full)
         lane_path = paths.lane_path(told.runtime_dir, told.epoch)
-        bound = config.lane_mib * 1024 * 1024
         self._zeromq = ZeroMqLane(
-            lane_path, mode, told.epoch, loop, gate, self._counters, self._is_allowed, bound, self._cut
+            lane_path,
+            mode,
+            told.epoch,
+            loop,
+            gate,
+            self._counters,
+            self._is_allowed,
+            config.lane_mib << 20,
+            self._cut,
+            self._answering.bytes_kept,
         )
         self._zeromq.on_readable = self._on_zeromq_readable
         self._direct = DirectLane(loop)

@@ -23,8 +23,11 @@ from shm.control import (
 from shm.errors import FrameRefused, PeerGone
 
 CONNECTIONS_MAX: Final = 16
-CONNECTION_NS: Final = 5_000_000_000
-"""From connect to the request, and from the request to the answer being taken."""
+ASKED_WITHIN_NS: Final = 1_000_000_000
+"""From connect to the request: a command connects to ask."""
+
+ANSWERED_WITHIN_NS: Final = 5_000_000_000
+"""From the request to the answer being taken."""
 
 PAUSE_NS: Final = 1_000_000_000
 """How long no connection is taken after the kernel could not give one: the listener stays readable and would spin."""
@@ -117,7 +120,7 @@ class Door:
             return
         elif len(self._connections) >= CONNECTIONS_MAX:
             refusal = f"{CONNECTIONS_MAX} commands are being answered already: try again"
-        connection = Connection(sock, self._now_ns() + CONNECTION_NS, refusal)
+        connection = Connection(sock, self._now_ns() + ASKED_WITHIN_NS, refusal)
         self._connections[sock.fileno()] = connection
         self._watch(sock.fileno(), lambda: self._read(connection))
 
@@ -138,7 +141,7 @@ class Door:
         if connection.asked:
             self.answer(connection, error="a connection takes one command: open another for the next")
             return
-        connection.asked, connection.due_ns = True, self._now_ns() + CONNECTION_NS
+        connection.asked, connection.due_ns = True, self._now_ns() + ANSWERED_WITHIN_NS
         try:
             wanted = wanted_codec.decode(got[0])
         except FrameRefused as error:

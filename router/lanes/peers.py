@@ -110,13 +110,17 @@ class Pressure(IntEnum):
     BUSY = 3
     """Twice the bound: everyone with bytes on the way."""
     ALL = 4
-    """Three times the bound: everyone on the lane."""
+    """Four times the bound: everyone on the lane."""
 
 
 def pressure(grown_bytes: int, bound_bytes: int) -> Pressure:
-    if 2 * grown_bytes < bound_bytes:
-        return Pressure.NONE
-    return Pressure(min(1 + grown_bytes // bound_bytes, Pressure.ALL))
+    if grown_bytes >= 4 * bound_bytes:
+        return Pressure.ALL
+    if grown_bytes >= 2 * bound_bytes:
+        return Pressure.BUSY
+    if grown_bytes >= bound_bytes:
+        return Pressure.STUCK
+    return Pressure.WATCH if 2 * grown_bytes >= bound_bytes else Pressure.NONE
 
 
 def culprits(peers: Peers, how: Pressure, unread: Callable[[Peer], bool], heard: set[int]) -> list[Peer]:

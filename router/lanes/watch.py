@@ -73,8 +73,11 @@ class Watch:
         loop: asyncio.AbstractEventLoop,
         counters: Counters,
         end: Callable[[int, str], None],
+        accounted: Callable[[], int],
     ) -> None:
-        """Before the lane's socket is bound: what is accepted before the monitor is there is never told."""
+        """`accounted()`: bytes that the router keeps on purpose and bounds elsewhere.
+
+        Before the lane's socket is bound: what is accepted before the monitor is there is never told."""
         self.peers = Peers()
         self.heard: set[int] | None = None
         """Sessions that brought a message since the router began to grow; None while it does not."""
@@ -83,10 +86,13 @@ class Watch:
         self._loop = loop
         self._counters = counters
         self._end = end
+        self._accounted = accounted
         self._level = 0
         """The least that the router had since the first connection."""
         self._last = 0
         self._trims = 0
+        self._own_at_cut = 0
+        self._settle = False
         self._looking: asyncio.TimerHandle | None = None
         lane.monitor(MONITOR, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._monitor = lane.context.socket(zmq.PAIR)
@@ -139,9 +145,9 @@ class Watch:
             self._looking = self._loop.call_later(LOOK_S, self._look)
 
     def _own_bytes(self) -> int:
-        """Memory of the process that is no file's and no arena's."""
+        """Memory of the process that is no file's, no arena's, and not what it keeps on purpose."""
         fields = os.pread(self._statm, 128, 0).split()
-        return (int(fields[1]) - int(fields[2])) * _PAGE
+        return (int(fields[1]) - int(fields[2])) * _PAGE - self._accounted()
 
     def _look(self) -> None:
         # What is in the monitor's pipe came first.
@@ -149,6 +155,9 @@ class Watch:
         if self._trims:
             self._trims -= 1
             self._libc.malloc_trim(0)
+            if not self._trims and self._settle:
+                self._settle = False
+                self._level = self._own_bytes()
         for peer in self.peers.late(time.monotonic_ns()):
             self.cut(peer, "no token in time")
         own = self._own_bytes()
@@ -163,19 +172,21 @@ class Watch:
             self._looking = self._loop.call_later(CALM_LOOK_S if calm else LOOK_S, self._look)
 
     def _under(self, how: Pressure, own: int) -> None:
+        if self._trims and own <= self._own_at_cut + MIB:
+            # What was cut is being given back.
+            return
         if self.heard is None:
             self.heard = set()
         found = culprits(self.peers, how, self._is_unread, self.heard)
         for peer in found:
             self._counters.lane_memory_cut += 1
             self.cut(peer, f"the router grew by {(own - self._level) // MIB} MiB ({how.name.lower()})")
-        if found:
-            self._trims = TRIMS
         if how is Pressure.NONE:
             self.heard = None
-        elif how is Pressure.ALL:
-            # Whoever it was is gone; what stays is not the lane's.
-            self._level = own
+        if found:
+            self._trims, self._own_at_cut = TRIMS, own
+            # Innocents may have been among them: what stays then is not the lane's, and is not to cost others.
+            self._settle = how >= Pressure.BUSY
 
     def _is_unread(self, peer: Peer) -> bool:
         """Whether bytes lie in its socket, from it or for it."""

@@ -52,9 +52,11 @@ class ZeroMqLane:
         allowed: Callable[[int, int], bool],
         bound_bytes: int,
         cut: Callable[[int, str], None],
+        accounted: Callable[[], int],
     ) -> None:
         """`allowed(uid, gid)`: whether a peer of that user may speak here at all. The caller holds the directory.
-        `cut(session, why)` ends a session whose connection was cut, `bound_bytes` is what peers may take."""
+        `cut(session, why)` ends a session whose connection was cut, `bound_bytes` is what peers
+        may take beside what `accounted()` says that the router keeps."""
         self.path = path
         self.on_readable: Callable[[], None] = lambda: None
         self._epoch = epoch
@@ -80,7 +82,7 @@ class ZeroMqLane:
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, 500)
         self._socket.setsockopt(zmq.BACKLOG, 1024)
         self._socket.setsockopt_string(zmq.ZAP_DOMAIN, "shmfarm")
-        self._watch = Watch(self._socket, path, bound_bytes, loop, counters, cut)
+        self._watch = Watch(self._socket, path, bound_bytes, loop, counters, cut, accounted)
         self._socket.bind(f"ipc://{path}")
         os.chmod(path, mode)
         compiled = zmq.backend.Socket

@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {
     "liars": "attached clients that lie about slots, shapes, deadlines and themselves, and change inputs during runs",
+    "sockets": "hostile peers on the lane, attach and control sockets, and a flood of connections",
 }
 
 if __name__ == "__main__":
