@@ -7,6 +7,7 @@
 # make bench-check ROWS=one,forty   the farm beside its peers, judged row by row; BENCH_ARGS=--quick for a short one
 # make sim SEED=n   one simulated world again, turn by turn; make sim-long HOURS=n goes through new ones
 # make attack-liars   clients that lie, in earnest: ten minutes; ATTACK_ARGS="--seconds 5" for a short one
+# make attack-sockets ATTACK_ARGS="--connections 1000000"   hostile peers on every socket of a farm, and what they cost
 # make mutation MODULES="shedding runs"   small changes of the deciding modules that no test notices; half an hour for all
 # make clean  remove what all of these made
 #
@@ -16,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test lint check model sim sim-long bench bench-quick bench-check attack-liars mutation clean
+.PHONY: help demo dev test lint check model sim sim-long bench bench-quick bench-check attack-liars attack-sockets mutation clean
 
 PIP_INSTALL := bin/python -m pip --disable-pip-version-check install --quiet
 PACKAGES := farm router workers shm
@@ -95,6 +96,9 @@ sim-long: .venv/.dev
 
 attack-liars: .venv/.dev
 	@.venv/bin/python -m tests.attack liars $(ATTACK_ARGS)
+
+attack-sockets: .venv/.dev
+	@.venv/bin/python -m tests.attack sockets $(ATTACK_ARGS)
 
 SCENARIOS ?= bidding text audio overload worker-killed
 

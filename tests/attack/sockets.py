@@ -162,12 +162,13 @@ class Stand:
 
 
 def line(out: Outcome) -> str:
+    ratio = out.p99_after_ms / (out.p99_before_ms or 1.0)
     cut = "never" if out.cut_seconds is None else f"{out.cut_seconds:.2f} s"
     return (
         f"{out.kind:16} {out.connections:8} cut {cut:>7}  sent {out.sent_mib:7.1f} MiB  grew {out.grown_mib:6.1f} MiB, "
         f"kept {out.left_mib:5.1f}  good: {out.answers} answers, {out.lost} lost, {out.wrong} wrong, "
         f"p99 before {out.p99_before_ms:.2f} during {out.p99_during_ms:.2f} after {out.p99_after_ms:.2f} ms, "
-        f"after/before {out.p99_after_ms / (out.p99_before_ms or 1.0):.2f}  router {'same' if out.router_lives else 'REPLACED'}"
+        f"after/before {ratio:.2f}  router {'same' if out.router_lives else 'REPLACED'}"
     )
 
 
