@@ -89,35 +89,55 @@ class Children:
         if self._router_end is not None and self._router_leash is not None:
             self._router_end.close()
             self._router_leash.close()
-        self._router_leash, self._router_end = spawning.pair()
+        self._router_leash = self._router_end = None
+        try:
+            self._router_leash, self._router_end = spawning.pair()
+        except OSError as error:
+            # No descriptor is left: `spawn_router` will not find one, and that counts as its death.
+            self._record("spawn_failed", {"title": "router", "why": str(error)})
+            return
         self.tell_router(RouterConfigured(epoch, self._runtime_dir, self._router_json))
 
     def spawn_router(self) -> None:
         theirs, self._router_end = self._router_end, None
-        if theirs is not None and self._router_leash is not None:
-            self._spawn(ROUTER, "router", self._router_leash, theirs)
+        if theirs is None or self._router_leash is None:
+            self._ended(ROUTER, SPAWN_FAILED)
+        elif not self._spawn(ROUTER, "router", self._router_leash, theirs):
+            self._router_leash = None
 
     def spawn_worker(self, order: ev.SpawnWorker) -> None:
         name = self._names[order.model]
-        leash, theirs = spawning.pair()
+        title = f"worker {order.worker} {name} v{self._config.models[name].version}"
+        try:
+            leash, theirs = spawning.pair()
+        except OSError as error:
+            self._record("spawn_failed", {"title": title, "why": str(error)})
+            self._ended(order.worker, SPAWN_FAILED)
+            return
         told = msgspec.json.encode(worker_config(self._config, name, order.cpus)).decode()
         leash.send(to_worker_codec.encode_checked(WorkerConfigured(order.worker, told)))
-        title = f"worker {order.worker} {name} v{self._config.models[name].version}"
         if self._spawn(order.worker, title, leash, theirs):
             self.introduce(order)
 
     def introduce(self, order: ev.SpawnWorker | ev.IntroduceWorker) -> None:
         """Two socket pairs, one for runs and one to watch by; each side gets one end of both."""
         child = self._child_of(order.worker)
-        if child is None:
+        if child is None or self._router_leash is None:
+            # Without a router's leash there is none coming; whoever makes the next one introduces everybody.
             return
-        (router_run, worker_run), (router_watch, worker_watch) = pairs = [seqpacket.pair(), seqpacket.pair()]
+        pairs: list[tuple[socket.socket, socket.socket]] = []
         try:
+            pairs = [seqpacket.pair()]
+            pairs.append(seqpacket.pair())
+            (router_run, worker_run), (router_watch, worker_watch) = pairs
             born = to_worker_codec.encode(RouterBorn(order.epoch))
             child.leash.send(born, [worker_run.fileno(), worker_watch.fileno()])
-            if self._router_leash is not None:
-                spawned = to_router_codec.encode(WorkerSpawned(order.worker, child.pid, order.model, order.cpus))
-                self._router_leash.send(spawned, [router_run.fileno(), router_watch.fileno(), child.pidfd])
+            spawned = to_router_codec.encode(WorkerSpawned(order.worker, child.pid, order.model, order.cpus))
+            self._router_leash.send(spawned, [router_run.fileno(), router_watch.fileno(), child.pidfd])
+        except OSError as error:
+            # Nobody would ever ask it: end it, and its successor is introduced when there are descriptors again.
+            self._record("introduction_failed", {"title": child.title, "pid": child.pid, "why": str(error)})
+            child.kill(signal.SIGKILL)
         finally:
             for pair in pairs:
                 for end in pair:
