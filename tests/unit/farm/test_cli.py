@@ -116,7 +116,7 @@ def test_config_check_prints_every_option_and_the_rules(capsys, tmp_path, monkey
 
 
 def test_config_check_refuses_a_rule_that_does_not_compile(capsys, tmp_path):
-    (tmp_path / "wdbc.onnx").write_bytes(b"")
+    (tmp_path / "wdbc.onnx").write_bytes(b"not looked into")
     path = tmp_path / "farm.toml"
     path.write_text(MODEL + "[[models.wdbc.rules.rules]]\nname = 'bad'\nwhen = 'x >'\nanswer = {y = 1.0}\n")
     assert main(["config", "check", str(path)]) == exits.USAGE
