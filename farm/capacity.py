@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from typing import Annotated, Any
 
 import msgspec
@@ -17,6 +18,9 @@ AUTO = "auto"
 
 HEADROOM = 0.8
 """Of the measured capacity: at the knee itself queues are long already."""
+
+FILE_BYTES_MAX = 2**20
+"""Such a file has some hundred bytes."""
 
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -37,11 +41,15 @@ def read(path: str, place: Place) -> Capacity:
     """
     remedy = "it must be a file that `python -m bench sweep --capacity FILE` has written"
     try:
-        with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(), type=Capacity)
+        # A FIFO would be waited for, and a device has no end.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise place.error(f"capacity = {show(path)}: it is no regular file; {remedy}")
+            return msgspec.json.decode(file.read(FILE_BYTES_MAX), type=Capacity)
     except OSError as error:
         raise place.error(f"capacity = {show(path)}: {error.strerror}; {remedy}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        # ValueError: what is not UTF-8, and a NUL in the path.
         raise place.error(f"capacity = {show(path)}: {error}; {remedy}") from error
 
 
@@ -53,7 +61,8 @@ def workers_for(expected: float, capacity: Capacity | None, threads: int, models
     room = max(1, int(usable_cpus() - ROUTER_THREADS) // (threads * models))
     if capacity is None or not expected:
         return room
-    return min(room, math.ceil(expected / (HEADROOM * capacity.rows_per_second_per_worker)))
+    needed = expected / (HEADROOM * capacity.rows_per_second_per_worker)
+    return math.ceil(needed) if needed < room else room  # infinitely many, where one carries next to nothing
 
 
 def usable_cpus() -> float:

@@ -146,7 +146,8 @@ def load(path: str, options: Mapping[str, Any] | None = None) -> Config:
             tables = tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; name a readable TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Beside its own error: text that is not UTF-8, numbers of thousands of digits, arrays within arrays.
         raise ConfigError(f"{path}: not TOML: {error}") from error
     return from_tables(tables, source=path, base_dir=os.path.dirname(os.path.abspath(path)), options=options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -71,3 +72,26 @@ def test_a_file_that_is_not_there_is_refused(made):
 
 def test_what_the_usable_cpus_are_is_the_kernels_word():
     assert capacity.usable_cpus() > 0
+
+
+def test_a_model_of_which_one_worker_carries_next_to_nothing_gets_what_there_is_room_for(made):
+    measured = MEASURED | {"rows_per_second_per_worker": 1e-300}
+    assert made(measured=measured, rows_per_second=1e9).models["m"].workers == 15
+
+
+@pytest.mark.parametrize("path", ["a\0b", "/dev/zero"], ids=["nul", "device"])
+def test_a_path_that_leads_to_no_file_is_refused(made, path):
+    with pytest.raises(ConfigError, match=r"\[models.m\] capacity = "):
+        made(capacity=path)
+
+
+def test_a_file_that_is_a_pipe_is_refused_and_not_waited_for(made, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="no regular file"):
+        made(capacity="pipe")
+
+
+def test_a_file_of_lists_within_lists_is_refused(made, tmp_path):
+    (tmp_path / "deep.json").write_text('{"host":' + "[" * 100_000)
+    with pytest.raises(ConfigError, match=r"\[models.m\] capacity = "):
+        made(capacity="deep.json")

@@ -267,3 +267,12 @@ def test_option_table_in_the_documents_agrees_with_the_structs():
                 shown = "see below"
             expected.append((section, field.encode_name, shown, allowed(field.type)))
     assert [(s, k, d, a.replace("`", "")) for s, k, d, a in rows] == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["x = " + "[" * 10_000, "x = " + "1" * 5_000, "x = '\udcff'"], ids=["deep", "digits", "bytes"]
+)
+def test_a_text_that_the_parser_gives_up_on_is_refused_as_no_toml(tmp_path, text):
+    (tmp_path / "farm.toml").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=r"farm.toml: not TOML: "):
+        configuration.load(str(tmp_path / "farm.toml"))
