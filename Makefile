@@ -6,6 +6,7 @@
 # make bench SCENARIOS="bidding text"   measure, beside peers where a scenario names them; make bench-quick: a little of each
 # make bench-check ROWS=one,forty   the farm beside its peers, judged row by row; BENCH_ARGS=--quick for a short one
 # make sim SEED=n   one simulated world again, turn by turn; make sim-long HOURS=n goes through new ones
+# make fuzz          bytes against every part that takes some, ten million times; FUZZ_ARGS="--seconds 60" for a short one
 # make attack-liars   clients that lie, in earnest: ten minutes; ATTACK_ARGS="--seconds 5" for a short one
 # make attack-sockets ATTACK_ARGS="--connections 1000000"   hostile peers on every socket of a farm, and what they cost
 # make mutation MODULES="shedding runs"   small changes of the deciding modules that no test notices; half an hour for all
@@ -17,7 +18,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test lint check model sim sim-long bench bench-quick bench-check attack-liars attack-sockets mutation clean
+.PHONY: help demo dev test lint check model sim sim-long bench bench-quick bench-check attack-liars attack-sockets fuzz mutation clean
 
 PIP_INSTALL := bin/python -m pip --disable-pip-version-check install --quiet
 PACKAGES := farm router workers shm
@@ -99,6 +100,11 @@ attack-liars: .venv/.dev
 
 attack-sockets: .venv/.dev
 	@.venv/bin/python -m tests.attack sockets $(ATTACK_ARGS)
+
+FUZZ_ARGS ?= --executions 10000000
+
+fuzz: .venv/.dev
+	@.venv/bin/python -m tests.fuzz all $(FUZZ_ARGS)
 
 SCENARIOS ?= bidding text audio overload worker-killed
 
