@@ -1,6 +1,7 @@
 """One message of every kind on every lane, by `lane.Message`; `lane.Message+` has every field away from its default.
 
-`golden.txt` holds their bytes. Written anew, after a change that was meant, by `python -m tests.contract.messages`.
+`golden/v1.txt`, and so on, hold their bytes, a file for each protocol version; older ones stay as they are. That of
+this version is written, after a change that was meant, by `python -m tests.contract.messages`.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ from shm.worker import (
     Terminate,
 )
 
-GOLDEN: Final = Path(__file__).with_name("golden.txt")
+GOLDEN: Final = Path(__file__).with_name("golden")
+VERSIONS: Final = sorted(int(path.stem[1:]) for path in GOLDEN.glob("v*.txt"))
 
 CODECS: Final[dict[str, Codec[Any]]] = {
     "attach": client.attach_codec,
@@ -180,12 +182,12 @@ def encoded(name: str) -> bytes:
     return CODECS[name.split(".")[0]].encode(MESSAGES[name])
 
 
-def golden() -> tuple[int, dict[str, bytes]]:
-    """The protocol version that the golden bytes are of, and the bytes by name."""
-    head, *lines = GOLDEN.read_text().splitlines()
+def golden(version: int = VERSIONS[-1]) -> tuple[int, dict[str, bytes]]:
+    """The protocol version that the golden bytes are of (the newest kept), and the bytes by name."""
+    head, *lines = (GOLDEN / f"v{version}.txt").read_text().splitlines()
     return int(head.split()[-1]), {name: bytes.fromhex(frame) for name, frame in (line.split() for line in lines)}
 
 
 if __name__ == "__main__":
     lines = [f"protocol {PROTOCOL_VERSION}", *(f"{name} {encoded(name).hex()}" for name in MESSAGES)]
-    GOLDEN.write_text("\n".join(lines) + "\n")
+    (GOLDEN / f"v{PROTOCOL_VERSION}.txt").write_text("\n".join(lines) + "\n")

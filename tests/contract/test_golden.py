@@ -10,11 +10,12 @@ import msgspec
 import pytest
 
 from shm import client, control, worker
+from shm.errors import FrameRefused
 from shm.limits import PROTOCOL_VERSION
-from tests.contract.messages import CLIENT_LANES, CODECS, MESSAGES, encoded, golden
+from tests.contract.messages import CLIENT_LANES, CODECS, MESSAGES, VERSIONS, encoded, golden
 
 VERSION, GOLDEN = golden()
-WRITE_ANEW = "`python -m tests.contract.messages` writes golden.txt anew"
+WRITE_ANEW = "`python -m tests.contract.messages` writes tests/contract/golden anew"
 
 
 def tagged(module: ModuleType) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def what_to_do(name: str) -> str:
 
 
 def test_golden_bytes_are_those_of_this_protocol() -> None:
-    assert VERSION == PROTOCOL_VERSION, f"golden.txt is of protocol {VERSION}; {WRITE_ANEW}"
+    assert VERSION == PROTOCOL_VERSION, f"tests/contract/golden ends at protocol {VERSION}; {WRITE_ANEW}"
 
 
 def test_golden_file_and_messages_name_the_same() -> None:
@@ -58,6 +59,41 @@ def test_these_bytes_are_exactly_that_message(name: str) -> None:
     decoded = CODECS[name.split(".")[0]].decode(GOLDEN[name])
     assert type(decoded).__name__ == name.split(".")[1].rstrip("+")
     assert decoded == MESSAGES[name], what_to_do(name)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_frames_of_every_version_kept_are_read_rightly_or_refused(version: int) -> None:
+    """Read rightly: what they say to this version is, said again, the same bytes. Nothing is half understood."""
+    told, frames = golden(version)
+    assert told == version
+    for name, frame in frames.items():
+        try:
+            message = CODECS[name.split(".")[0]].decode(frame)
+        except FrameRefused:
+            assert version != PROTOCOL_VERSION, name
+        else:
+            assert type(message).__name__ == name.split(".")[1].rstrip("+"), name
+            assert said_alike(frame, CODECS[name.split(".")[0]].encode(message)), f"v{version} {name} is garbled"
+
+
+def said_alike(old: bytes, new: bytes) -> bool:
+    """Whether a message decoded and said again has every field that came, where it came; new ones may follow."""
+    before, after = msgspec.msgpack.decode(old), msgspec.msgpack.decode(new)
+    return after[: len(before)] == before
+
+
+def test_versions_are_kept_without_a_gap() -> None:
+    assert VERSIONS == list(range(1, PROTOCOL_VERSION + 1)), "golden frames of an older version are kept for good"
+
+
+@pytest.mark.parametrize("fields", [-1, 1])
+@pytest.mark.parametrize("name", ["attach.Attach", "welcome.Attached"])
+def test_a_handshake_of_other_fields_is_refused(name: str, fields: int) -> None:
+    raw = msgspec.msgpack.decode(encoded(name))
+    required = len([f for f in msgspec.structs.fields(type(MESSAGES[name])) if f.required]) + 1
+    changed = [*raw, 0] if fields > 0 else raw[: required - 1]
+    with pytest.raises(FrameRefused):
+        CODECS[name.split(".")[0]].decode(msgspec.msgpack.encode(changed))
 
 
 @pytest.mark.parametrize("module", [client, control, worker], ids=lambda module: module.__name__)
