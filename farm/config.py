@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 import farm.siblings  # noqa: F401 - refuses a stranger's router or workers before the next lines import them
-from farm import capacity
+from farm import allowance, capacity
 from farm.errors import ConfigError
 from farm.strict import Place, did_you_mean, read_table, show
 from router.config import (
@@ -108,6 +108,7 @@ class ModelSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     last_good: LastGoodConfig = LastGoodConfig()
     guard: GuardConfig | None = None
     on: OnConfig = OnConfig()
+    allow: list[str | int] | None = None
 
 
 class Config(Struct, kw_only=True, frozen=True):
@@ -205,7 +206,8 @@ def router_config(config: Config) -> RouterConfig:
     """What the router is told."""
     return RouterConfig(
         models=[
-            model_config(name, model, config.measured_rates.get(name, 0.0)) for name, model in config.models.items()
+            model_config(name, model, config.measured_rates.get(name, 0.0), config.source)
+            for name, model in config.models.items()
         ],
         source=config.source,
         isolation=config.farm.isolation,
@@ -225,7 +227,7 @@ def router_config(config: Config) -> RouterConfig:
     )
 
 
-def model_config(name: str, model: ModelSection, measured_rate: float = 0.0) -> ModelConfig:
+def model_config(name: str, model: ModelSection, measured_rate: float = 0.0, source: str = "") -> ModelConfig:
     """What the router is told of one model. measured_rate: rows a second of one worker, 0: not measured."""
     return ModelConfig(
         name=name,
@@ -243,6 +245,7 @@ def model_config(name: str, model: ModelSection, measured_rate: float = 0.0) -> 
         constant=model.constant,
         last_good=model.last_good,
         on=model.on,
+        allow=None if model.allow is None else allowance.resolve(model.allow, Place(source, f"[models.{name}]")),
     )
 
 
@@ -322,7 +325,7 @@ def _read_model(
 
 def _check_fallback(name: str, model: ModelSection, source: str) -> None:
     """What can be refused without the model's signature; `farm.checking` does the rest."""
-    wrong = refuse(model_config(name, model))
+    wrong = refuse(model_config(name, model, source=source))
     if wrong is not None:
         raise Place(source, f"[models.{name}.on]").error(wrong.removeprefix("on."))
     for output, how in (model.rules.agree if model.rules is not None else {}).items():
@@ -346,6 +349,11 @@ def _check_together(config: Config) -> None:
         raise place.error('isolation = "group": it needs service_group, the group whose members may attach')
     if section.service_group and section.isolation != "group":
         raise place.error(f'service_group = {show(section.service_group)}: it needs isolation = "group"')
+    for name, model in config.models.items():
+        if model.allow is not None and section.isolation != "group":
+            raise Place(config.source, f"[models.{name}]").error(
+                'allow: it needs [farm] isolation = "group"; with "same-uid" nobody attaches but this user'
+            )
     if section.restart_delay_ms > section.restart_delay_ms_max:
         raise place.error(
             f"restart_delay_ms = {section.restart_delay_ms:g}: it must be at most restart_delay_ms_max, "

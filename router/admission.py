@@ -105,6 +105,11 @@ class Admission:
         """
         if request.model >= len(self._models):
             raise TensorRefused(Reason.UNKNOWN_MODEL, f"there is no model with index {request.model}")
+        if session.denied and request.model in session.denied:
+            name = self._models[request.model].config.name
+            raise TensorRefused(
+                Reason.NOT_ALLOWED, f"this user may not ask for model {name}: [models.{name}] allow does not name it"
+            )
         if request.slot + request.slot_count > session.slot_count:
             last = request.slot + request.slot_count - 1
             raise TensorRefused(

@@ -71,6 +71,13 @@ class LastGoodConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     mib_max: Whole = 64
 
 
+class AllowConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Who may ask for a model: users and groups by number."""
+
+    uids: list[int] = []
+    gids: list[int] = []
+
+
 class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """One model version, as the router treats its requests."""
 
@@ -95,6 +102,8 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     """Every output by name, as in a rule's answer: what the behaviour `constant` answers."""
     last_good: LastGoodConfig = LastGoodConfig()
     on: OnConfig = OnConfig()
+    allow: AllowConfig | None = None
+    """None: everyone who may attach."""
 
 
 class RouterConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

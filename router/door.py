@@ -44,6 +44,7 @@ class Client:
     sock: socket.socket
     pid: int
     uid: int
+    gids: frozenset[int]
     pidfd: int | None
     title: str = ""
     lane: str = ""
@@ -70,7 +71,7 @@ class Door:
         counters: Counters,
         loop: asyncio.AbstractEventLoop,
         gate: Gate,
-        allowed: Callable[[int, int], bool],
+        allowed: Callable[[int, frozenset[int] | None], bool],
         catalog: Callable[[], Iterable[Model]],
         on_attached: Callable[[Client, bytes], None],
         on_lost: Callable[[Client], None],
@@ -113,8 +114,10 @@ class Door:
             sock.setblocking(False)
             pid, uid, gid = seqpacket.peer_credentials(sock)
             self._number += 1
-            client = Client(self._number, sock, pid, uid, None)
-            if not self._allowed(uid, gid):
+            others = seqpacket.peer_groups(sock)
+            gids = frozenset((gid, *(others or ())))
+            client = Client(self._number, sock, pid, uid, gids, None)
+            if not self._allowed(uid, None if others is None else gids):
                 self._refuse(client, Reason.NOT_ALLOWED, f"user {uid} (group {gid}) may not use this farm")
                 continue
             client.pidfd = seqpacket.peer_pidfd(sock)

@@ -14,6 +14,8 @@ class ClientAttached(Struct, frozen=True, gc=False):
     session: int
     slot_count: int
     slot_bytes: int
+    denied: frozenset[int] = frozenset()
+    """Models that it may not ask for."""
 
 
 class ClientLost(Struct, frozen=True, gc=False):

@@ -28,10 +28,12 @@ class State(IntEnum):
 class Session:
     """One attached client."""
 
-    __slots__ = ("busy", "entries", "lost", "number", "slot_bytes", "slot_count", "tokens", "tokens_ns")
+    __slots__ = ("busy", "denied", "entries", "lost", "number", "slot_bytes", "slot_count", "tokens", "tokens_ns")
 
-    def __init__(self, number: int, slot_count: int, slot_bytes: int) -> None:
+    def __init__(self, number: int, slot_count: int, slot_bytes: int, denied: frozenset[int] = frozenset()) -> None:
         self.number = number
+        self.denied = denied
+        """Models that it may not ask for."""
         self.slot_count = slot_count
         self.slot_bytes = slot_bytes
         self.busy = bytearray(slot_count)
@@ -96,9 +98,9 @@ class Ledger:
         self.open_of = [0] * model_count
         """Open entries of each model."""
 
-    def attach(self, number: int, slot_count: int, slot_bytes: int) -> Session:
+    def attach(self, number: int, slot_count: int, slot_bytes: int, denied: frozenset[int] = frozenset()) -> Session:
         assert number not in self.sessions
-        session = Session(number, slot_count, slot_bytes)
+        session = Session(number, slot_count, slot_bytes, denied)
         self.sessions[number] = session
         return session
 

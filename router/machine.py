@@ -116,7 +116,7 @@ class RouterMachine:
     # Clients
 
     def _on_client_attached(self, event: ev.ClientAttached, now_ns: int) -> None:
-        self.ledger.attach(event.session, event.slot_count, event.slot_bytes)
+        self.ledger.attach(event.session, event.slot_count, event.slot_bytes, event.denied)
         self.counters.clients_attached += 1
 
     def _on_client_lost(self, event: ev.ClientLost, now_ns: int) -> None:

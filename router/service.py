@@ -36,6 +36,7 @@ from router.lanes.zeromq import ZeroMqLane
 from router.leash import FromSupervisor, Leash
 from router.log import LogLines
 from router.machine import RouterMachine
+from router.permits import Permits
 from router.post import Post
 from router.status import status_facts
 from router.timer import Timer
@@ -92,6 +93,7 @@ class RouterService:
         self._turns = 0
         self._inspecting: dict[int, int] = {}
         self._allowed_gid = grp.getgrnam(config.service_group).gr_gid if config.service_group else None
+        self._permits = Permits(config.models, frozenset((0, os.geteuid())), self._allowed_gid)
         # Connecting to a Unix socket takes the right to write to it.
         mode = 0o660 if self._allowed_gid is not None else 0o600
         gate = Gate(loop, self._turn, self._is_full)
@@ -103,7 +105,7 @@ class RouterService:
             loop,
             gate,
             self._counters,
-            self._is_allowed,
+            lambda uid, gid: self._permits.speaks(uid, self._door.clients.values()),
             config.lane_mib << 20,
             self._cut,
             self._answering.bytes_kept,
@@ -136,7 +138,7 @@ class RouterService:
             counters=self._counters,
             loop=loop,
             gate=gate,
-            allowed=self._is_allowed,
+            allowed=self._permits.may_attach,
             catalog=lambda: [self._model_frame(index) for index in range(len(config.models))],
             on_attached=self._on_attached,
             on_lost=self._on_client_lost,
@@ -150,11 +152,6 @@ class RouterService:
         loop.add_reader(self._timer.fd, self._on_timer)
         self._leash = Leash(leash, loop, lambda: self._turns, self._on_supervisor, self.stopped.set)
         self._leash.tell(RouterListening(told.epoch))
-
-    def _is_allowed(self, uid: int, gid: int) -> bool:
-        """The farm's own user, root, and the configured group (by primary group; the directory's mode has let in
-        those who are members of it otherwise)."""
-        return uid in (0, os.geteuid()) or self._allowed_gid is not None
 
     def _client_of(self, session: int) -> Client | None:
         return self._door.clients.get(session)
@@ -257,7 +254,8 @@ class RouterService:
         else:
             self._zeromq.admit(client.number, token)
             self._post.lanes[client.number] = self._zeromq
-        self._happened(ev.ClientAttached(client.number, client.arena.slot_count, client.arena.slot_bytes))
+        denied = self._permits.denied_to(client.uid, client.gids)
+        self._happened(ev.ClientAttached(client.number, client.arena.slot_count, client.arena.slot_bytes, denied))
 
     def _on_client_lost(self, client: Client) -> None:
         self._post.lanes.pop(client.number).end(client.number)

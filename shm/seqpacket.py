@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import socket
+import stat
 import struct
 import time
 from collections.abc import Sequence
@@ -19,8 +20,12 @@ from typing import Final
 from shm.errors import FrameRefused, PeerGone
 from shm.limits import FRAME_BYTES_MAX
 
+SO_PEERGROUPS: Final = 59
 SO_PEERPIDFD: Final = 77
-"""asm-generic/socket.h, Linux 6.5; Python has no name for it."""
+"""asm-generic/socket.h, Linux 4.13 and 6.5; Python has no names for them."""
+
+_GROUPS_BYTES: Final = 1024
+"""The most that Python asks the kernel for: 256 groups."""
 
 PATH_BYTES_MAX: Final = 107
 """sockaddr_un.sun_path without its closing zero."""
@@ -216,6 +221,34 @@ def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
     """(pid, uid, gid) of the peer when it connected. The pid is 0 across sibling pid namespaces: a label, no key."""
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid, gid
+
+
+def peer_groups(sock: socket.socket) -> tuple[int, ...] | None:
+    """The peer's supplementary groups when it connected; None when there are more than 256 or the kernel has no way."""
+    try:
+        packed = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _GROUPS_BYTES)
+    except OSError:
+        return None
+    return tuple(memoryview(packed).cast("I"))
+
+
+def require_owner(sock: socket.socket, directory: str, *, named: bool) -> None:
+    """Who listens must be this process's own user or root, or own the directory where it was named by the caller: what
+    lies in a usual place may be another user's who was there first.
+
+    Raises:
+        PeerGone: it is somebody else's; nothing was sent.
+    """
+    _, uid, _ = peer_credentials(sock)
+    if uid in (0, os.geteuid()):
+        return
+    try:
+        found = os.lstat(directory)
+    except OSError:
+        found = None
+    if named and found is not None and stat.S_ISDIR(found.st_mode) and found.st_uid == uid:
+        return
+    raise PeerGone(f"uid {uid} listens there, who is neither this user ({os.geteuid()}) nor the directory's owner")
 
 
 def peer_pidfd(sock: socket.socket) -> int | None:

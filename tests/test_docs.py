@@ -53,6 +53,21 @@ def test_files_named_in_a_document_are_there(document):
         assert (ROOT / name).exists(), f"{document.name} names {name}"
 
 
+def test_every_barrier_of_the_page_on_threats_has_a_test_that_is_there():
+    rows = re.findall(
+        r"^\| (?!Threat|---)(.+?) \| .+? \| (.+) \|$", (ROOT / "docs" / "THREATS.md").read_text(), re.MULTILINE
+    )
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)\(", path.read_text())
+    }
+    assert len(rows) > 10
+    for threat, tests in rows:
+        named = re.findall(r"`(test_\w+)`", tests)
+        assert named and set(named) <= there, f"{threat}: {set(named) - there or 'names no test'}"
+
+
 def test_make_targets_in_the_readme_are_in_the_makefile():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"\bmake ([a-z]+)\b", " ".join(re.findall(r"`[^`]+`|^make .*$", README, re.MULTILINE))))

@@ -28,9 +28,17 @@ def dial(endpoint: Endpoint | None) -> socket.socket:
         Unavailable: none does; the message lists the paths that were tried.
     """
     tried = []
+    named = endpoint is not None or paths.RUNTIME_DIR_VARIABLE in os.environ
     for path in attach_paths(endpoint):
         try:
-            return seqpacket.connect(path)
+            sock = seqpacket.connect(path)
+            try:
+                # Before anything is sent: a place such as the temporary directory is anybody's to be first in.
+                seqpacket.require_owner(sock, os.path.dirname(os.path.dirname(path)), named=named)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
         except (PeerGone, FrameRefused) as error:
             tried.append(f"{path} ({error.__cause__ or error})")
     raise Unavailable(
