@@ -9,6 +9,7 @@
 # make fuzz          bytes against every part that takes some, ten million times; FUZZ_ARGS="--seconds 60" for a short one
 # make attack-liars   clients that lie, in earnest: ten minutes; ATTACK_ARGS="--seconds 5" for a short one
 # make attack-sockets ATTACK_ARGS="--connections 1000000"   hostile peers on every socket of a farm, and what they cost
+# make resources RESOURCES_ARGS="--count 10000 --storm-s 60"   attaches and detaches without end, then signals without end
 # make mutation MODULES="shedding runs"   small changes of the deciding modules that no test notices; half an hour for all
 # make clean  remove what all of these made
 #
@@ -18,7 +19,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test lint check model sim sim-long bench bench-quick bench-check attack-liars attack-sockets fuzz mutation clean
+.PHONY: help demo dev test lint check model sim sim-long bench bench-quick bench-check attack-liars attack-sockets fuzz mutation clean resources
 
 PIP_INSTALL := bin/python -m pip --disable-pip-version-check install --quiet
 PACKAGES := farm router workers shm
@@ -105,6 +106,9 @@ FUZZ_ARGS ?= --executions 10000000
 
 fuzz: .venv/.dev
 	@.venv/bin/python -m tests.fuzz all $(FUZZ_ARGS)
+
+resources: .venv/.dev
+	@.venv/bin/python -m tests.resources $(RESOURCES_ARGS)
 
 SCENARIOS ?= bidding text audio overload worker-killed
 

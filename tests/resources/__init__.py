@@ -1,0 +1,1 @@
+"""Resources that run out, at length: `python -m tests.resources --help`."""
