@@ -1,6 +1,8 @@
 # make demo   a farm on the embedded model answers real records (installs into .venv first)
 # make test   everything that CI runs, on the wheel, in an environment of its own
 # make check  the linters and the structure tests
+# make test-lowest   the tests on the lowest versions that pyproject.toml admits (CPython 3.11), in .venv-lowest
+# make lock   newest versions and their hashes into requirements-ci.txt, hashes into requirements-lowest.txt
 # make dev    .venv with the farm as it stands here, and every tool
 # make model  train the embedded model anew and compare with what is committed
 # make bench SCENARIOS="bidding text"   measure, beside peers where a scenario names them; make bench-quick: a little of each
@@ -19,7 +21,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test lint check model sim sim-long bench bench-quick bench-check attack-liars attack-sockets fuzz mutation clean resources
+.PHONY: help demo dev test test-lowest lock lint check model sim sim-long bench bench-quick bench-check attack-liars attack-sockets fuzz mutation clean resources
 
 PIP_INSTALL := bin/python -m pip --disable-pip-version-check install --quiet
 PACKAGES := farm router workers shm
@@ -43,14 +45,14 @@ dev: .venv/.dev
 	@touch $@
 
 .venv/.dev: .venv/.farm requirements-ci.txt
-	@.venv/$(PIP_INSTALL) -r requirements-ci.txt
+	@.venv/$(PIP_INSTALL) --require-hashes -r requirements-ci.txt
 	@touch $@
 
-# What tests need, by version; --no-deps, so that nothing comes in that is not written down.
+# What tests need, by version and hash; --no-deps, so that nothing comes in that is not written down.
 .venv-test/.tools: requirements-ci.txt tools/make_venv
 	@echo "installing into .venv-test"
 	@tools/make_venv .venv-test
-	@.venv-test/$(PIP_INSTALL) --no-deps -r requirements-ci.txt
+	@.venv-test/$(PIP_INSTALL) --no-deps --require-hashes -r requirements-ci.txt
 	@touch $@
 
 # build/ is removed first: setuptools would put modules into the wheel that are gone from the checkout.
@@ -67,9 +69,10 @@ dist/.built: .venv-test/.tools $(SOURCES)
 	@.venv-test/bin/python -m pip check
 	@touch $@
 
-.venv-bare/.farm: dist/.built tools/check_bare.py
+.venv-bare/.farm: dist/.built tools/check_bare.py tools/pinned.py
 	@tools/make_venv .venv-bare
-	@.venv-bare/$(PIP_INSTALL) -c requirements-ci.txt dist/*.whl
+	@.venv-bare/$(PIP_INSTALL) --no-deps --require-hashes -r <(.venv-bare/bin/python tools/pinned.py)
+	@.venv-bare/$(PIP_INSTALL) --no-index dist/*.whl
 	@.venv-bare/bin/python -I tools/check_bare.py
 	@touch $@
 
@@ -85,6 +88,27 @@ check: lint
 # PYTHONSAFEPATH keeps the checkout off sys.path, in children too; conftest makes sure of it.
 test: .venv-test/.farm .venv-bare/.farm lint
 	SHMFARM_TEST_INSTALLED=1 PYTHONSAFEPATH=1 .venv-test/bin/python -m pytest $(PYTEST_ARGS)
+
+test-lowest: .venv-lowest/.farm
+	SHMFARM_TEST_INSTALLED=1 PYTHONSAFEPATH=1 .venv-lowest/bin/python -m pytest $(PYTEST_ARGS)
+
+# Where those versions have no wheel, pip builds them: a C compiler is needed.
+.venv-lowest/.farm: dist/.built requirements-lowest.txt
+	@PYTHON="$${PYTHON:-python3.11}" tools/make_venv .venv-lowest
+	@.venv-lowest/$(PIP_INSTALL) --no-deps --require-hashes -r requirements-lowest.txt
+	@.venv-lowest/$(PIP_INSTALL) --no-index "$$(echo dist/*.whl)[server,bench]"
+	@.venv-lowest/bin/python -m pip check
+	@touch $@
+
+lock: .venv-lock/.tools
+	.venv-lock/bin/python tools/lock.py $(LOCK_ARGS) requirements-ci.txt
+	.venv-lock/bin/python tools/lock.py --keep --pythons 3.11 requirements-lowest.txt
+
+# Not pinned: this is what finds out what there is.
+.venv-lock/.tools: tools/make_venv
+	@tools/make_venv .venv-lock
+	@.venv-lock/$(PIP_INSTALL) --upgrade pip packaging
+	@touch $@
 
 SEED ?= 0
 HOURS ?= 8
@@ -139,6 +163,6 @@ mutation: .venv-mutation/.tools
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-test .venv-bare .venv-train .venv-mutation build dist *.egg-info
+	rm -rf .venv .venv-test .venv-bare .venv-lowest .venv-lock .venv-train .venv-mutation build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
