@@ -81,6 +81,7 @@ lint: .venv-test/.tools
 	.venv-test/bin/ruff format --check --quiet .
 	.venv-test/bin/mypy
 	.venv-test/bin/lint-imports --no-logo
+	.venv-test/bin/python tools/licences.py --check
 
 check: lint
 	.venv-test/bin/python -m pytest -q tests/test_tidy.py
