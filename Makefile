@@ -12,6 +12,8 @@
 # make attack-liars   clients that lie, in earnest: ten minutes; ATTACK_ARGS="--seconds 5" for a short one
 # make attack-sockets ATTACK_ARGS="--connections 1000000"   hostile peers on every socket of a farm, and what they cost
 # make resources RESOURCES_ARGS="--count 10000 --storm-s 60"   attaches and detaches without end, then signals without end
+# make chaos SEED=n   kill, stop and crash workers, clients, routers and supervisors under load; hours, or less by CHAOS_ARGS
+# make soak HOURS=n   a slice of the soak, which goes on where the last one stopped (soak.json) and draws soak.png
 # make mutation MODULES="shedding runs"   small changes of the deciding modules that no test notices; half an hour for all
 # make clean  remove what all of these made
 #
@@ -21,7 +23,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo dev test test-lowest lock lint check model sim sim-long bench bench-quick bench-check attack-liars attack-sockets fuzz mutation clean resources
+.PHONY: help demo dev test test-lowest lock lint check model sim sim-long chaos soak bench bench-quick bench-check
+.PHONY: attack-liars attack-sockets fuzz mutation clean resources
 
 PIP_INSTALL := bin/python -m pip --disable-pip-version-check install --quiet
 PACKAGES := farm router workers shm
@@ -134,6 +137,14 @@ fuzz: .venv/.dev
 
 resources: .venv/.dev
 	@.venv/bin/python -m tests.resources $(RESOURCES_ARGS)
+
+CHAOS_ARGS ?= --workers 10000 --clients 2000 --routers 500 --supervisors 100
+
+chaos: .venv/.dev
+	@.venv/bin/python -m tests.chaos kills --seed $(SEED) $(CHAOS_ARGS)
+
+soak: .venv/.dev
+	@.venv/bin/python -m tests.chaos soak --hours $(HOURS) --state soak.json --plot soak.png $(SOAK_ARGS)
 
 SCENARIOS ?= bidding text audio overload worker-killed
 

@@ -1,10 +1,11 @@
 """A service for tests, as a process of its own: it keeps asking a farm, judges every end, and tells when it is asked.
 
 Started as `python -P asking.py ENDPOINT LANE WAY SCRIPT.json`; see `tests.crowd`, which writes the script. An empty
-line on standard input is answered with one line of JSON: what has happened so far. End of file ends the asking: what
-is open is waited for, the client is closed, and a last line comes. The way `nursery` is a process that asks nothing
-and forks: each line `WAY` makes a child that asks in that way until it is killed, and writes its pid once it has had
-an answer.
+line on standard input is answered with one line of JSON: what has happened so far; a line with a moment of the
+monotonic clock in nanoseconds is answered also with when the model's first answer came to a call made since then. End
+of file ends the asking: what is open is waited for, the client is closed, and a last line comes. The way `nursery` is
+a process that asks nothing and forks: each line `WAY` makes a child that asks in that way until it is killed, and
+writes its pid once it has had an answer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,9 @@ PAUSE_S = 0.004
 LEASE_MS = 2000.0
 """What a lease waits for its slots; the deadline counts from its `infer`."""
 WRONG_TOLD_MAX = 5
+PULSE_S = 0.01
+REMEMBERED = 16384
+"""Answers of the model whose times are kept: some seconds of them."""
 
 
 class Script:
@@ -43,6 +48,8 @@ class Script:
             self.rows, self.answers = arrays["rows"], arrays["answers"]
         self.model: str = told["model"]
         self.deadlines_ms: list[float] = told["deadlines_ms"]
+        self.pause_s: float = told.get("pause_s", PAUSE_S)
+        self.client: dict[str, Any] = told.get("client", {})
         self.fallback: dict[str, Any] | None = None
         if told["fallback"]:
             self.fallback = {"y": np.full_like(self.answers[0], -1.0)}
@@ -60,6 +67,7 @@ class Call:
         if script.fallback is not None:
             self.options["fallback"] = script.fallback
         self.due_ns = 0
+        self.entered_ns = time.monotonic_ns()
         self.starts(self.deadline_ms)
 
     def starts(self, limit_ms: float) -> None:
@@ -78,7 +86,8 @@ class Tally:
         self.ends: dict[str, int] = {}
         self.wrong: list[str] = []
         self.late_ms_max = -1e9
-        self.unalike = 0
+        self.stalled_ms_max = 0.0
+        self.times_ns: deque[tuple[int, int]] = deque(maxlen=REMEMBERED)
         self.exact = 0
 
     def next(self) -> Call:
@@ -88,7 +97,8 @@ class Tally:
             return Call(self._script, self._number)
 
     def end(self, call: Call, outcome: farm.Reply | farm.FarmError, request_id: int | None = None) -> None:
-        late_ms = (time.monotonic_ns() - call.due_ns) / 1e6
+        now_ns = time.monotonic_ns()
+        late_ms = (now_ns - call.due_ns) / 1e6
         with self._lock:
             self.open -= 1
             self.late_ms_max = max(self.late_ms_max, late_ms)
@@ -96,6 +106,8 @@ class Tally:
                 end = f"{type(outcome).__name__}/{outcome.reason}"
             else:
                 end = f"{outcome.source}/{outcome.reason}"
+                if outcome.source == "model":
+                    self.times_ns.append((call.entered_ns, now_ns))
                 fault = self._fault(call, outcome, request_id)
                 if fault and len(self.wrong) < WRONG_TOLD_MAX:
                     self.wrong.append(fault)
@@ -121,15 +133,20 @@ class Tally:
             return f"{reply!r}, batched as {reply.batch}, is off by up to {np.abs(got - expected).max()}"
         return ""
 
-    def told(self) -> dict[str, Any]:
+    def told(self, since_ns: int | None = None) -> dict[str, Any]:
+        """`again_ns`: when the model first answered a call made since then. `slowest_ms`: of those answered since."""
         with self._lock:
+            times = [] if since_ns is None else [pair for pair in self.times_ns if pair[1] >= since_ns]
             return {
+                "again_ns": min((ended for entered, ended in times if entered >= (since_ns or 0)), default=None),
+                "slowest_ms": max(((ended - entered) / 1e6 for entered, ended in times), default=0.0),
                 "asked": self._number,
                 "open": self.open,
                 "ends": dict(self.ends),
                 "exact": self.exact,
                 "wrong": list(self.wrong),
                 "late_ms_max": self.late_ms_max,
+                "stalled_ms_max": self.stalled_ms_max,
                 "open_fds": len(os.listdir("/proc/self/fd")) - 1,
                 "mappings": _mappings(),
             }
@@ -154,9 +171,9 @@ def ask_in_threads(endpoint: str, lane: str, script: Script, tally: Tally, stop:
                 tally.end(call, error)
             else:
                 tally.end(call, outcome)
-            time.sleep(PAUSE_S)  # not a wait for anything: the load is to leave room for restarts
+            time.sleep(script.pause_s)  # not a wait for anything: the load is to leave room for restarts
 
-    with farm.Client(endpoint, lane=lane, title="threads") as client:
+    with farm.Client(endpoint, lane=lane, title="threads", **script.client) as client:
         threads = [threading.Thread(target=ask) for _ in range(THREADS)]
         for thread in threads:
             thread.start()
@@ -188,10 +205,10 @@ def ask_in_a_loop(endpoint: str, lane: str, script: Script, tally: Tally, stop: 
                 tally.end(call, await client.infer(script.model, call.inputs, **call.options))
             except farm.FarmError as error:
                 tally.end(call, error)
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(script.pause_s)
 
     async def main() -> None:
-        async with farm.AsyncClient(endpoint, lane=lane, title="asyncio") as client:
+        async with farm.AsyncClient(endpoint, lane=lane, title="asyncio", **script.client) as client:
             await asyncio.gather(*(ask(client) for _ in range(TASKS)))
 
     asyncio.run(main())
@@ -200,7 +217,7 @@ def ask_in_a_loop(endpoint: str, lane: str, script: Script, tally: Tally, stop: 
 def ask_by_submit(endpoint: str, lane: str, script: Script, tally: Tally, stop: threading.Event) -> None:
     """Lists of requests, reaped in lists."""
     calls: dict[int, Call] = {}
-    with farm.Client(endpoint, lane=lane, title="submit") as client:
+    with farm.Client(endpoint, lane=lane, title="submit", **script.client) as client:
         while calls or not stop.is_set():
             while len(calls) < SUBMITTED and not stop.is_set():
                 call = tally.next()
@@ -217,7 +234,7 @@ def ask_by_submit(endpoint: str, lane: str, script: Script, tally: Tally, stop: 
                     tally.end(call, ticket.result(), ticket.request_id)
                 except farm.FarmError as error:
                     tally.end(call, error)
-            time.sleep(PAUSE_S)
+            time.sleep(script.pause_s)
 
 
 WAYS = {"threads": ask_in_threads, "asyncio": ask_in_a_loop, "submit": ask_by_submit}
@@ -236,12 +253,25 @@ def survive(endpoint: str, lane: str, way: str, script: Script) -> None:
             raise
 
     thread = threading.Thread(target=ask)
+    pulse = threading.Thread(target=_feel_pulse, args=(tally, stop))
     thread.start()
-    for _ in sys.stdin:
-        print(json.dumps({**tally.told(), "failed": [repr(error) for error in failed]}), flush=True)
+    pulse.start()
+    for line in sys.stdin:
+        since_ns = int(line) if line.strip() else None
+        print(json.dumps({**tally.told(since_ns), "failed": [repr(error) for error in failed]}), flush=True)
     stop.set()
+    pulse.join()
     thread.join()
     print(json.dumps({**tally.told(), "failed": [repr(error) for error in failed]}), flush=True)
+
+
+def _feel_pulse(tally: Tally, stop: threading.Event) -> None:
+    """How long this process is kept from a CPU at worst: what a thread that only sleeps oversleeps."""
+    before = time.monotonic()
+    while not stop.wait(PULSE_S):
+        now = time.monotonic()
+        tally.stalled_ms_max = max(tally.stalled_ms_max, (now - before - PULSE_S) * 1000)
+        before = now
 
 
 def nurse(endpoint: str, lane: str, script: Script) -> None:

@@ -34,9 +34,13 @@ def write_script(
     *,
     fallback: bool = False,
     rows: np.ndarray[Any, Any] | None = None,
+    **options: Any,
 ) -> Path:
     """What the services ask: single rows of a model with x float32[N, size] and y (or these `rows`), and the answers to
-    expect. In a folder of its own for each model."""
+    expect. In a folder of its own for each model.
+
+    `options`: `pause_s` between calls, and `client`, which each service gives its client.
+    """
     session = in_process(model)
     if rows is None:
         size = session.get_inputs()[0].shape[1]
@@ -49,6 +53,7 @@ def write_script(
         "model": model.stem,
         "deadlines_ms": deadlines_ms,
         "fallback": fallback,
+        **options,
     }
     script.write_text(json.dumps(told))
     return script
@@ -101,9 +106,9 @@ class Service:
         told: dict[str, Any] = json.loads(line)
         return told
 
-    def told(self) -> dict[str, Any]:
-        """What has happened so far."""
-        self.say()
+    def told(self, since_ns: int | None = None) -> dict[str, Any]:
+        """What has happened so far; with a moment also what has since then."""
+        self.say("" if since_ns is None else f"{since_ns}")
         return self.line()
 
     def finish(self) -> dict[str, Any]:

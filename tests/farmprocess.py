@@ -44,7 +44,7 @@ class Serving:
         environment: dict[str, str] | None = None,
     ) -> None:
         self.command = command
-        self.runtime_dir = str(runtime_dir)
+        self.runtime_dir = self.endpoint = str(runtime_dir)
         self.cwd = cwd
         self.lines: list[str] = []
         self.pids: set[int] = set()

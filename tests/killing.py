@@ -16,7 +16,7 @@ import farm
 from farm import control
 from tests import models
 from tests.crowd import Service, answers, write_script
-from tests.farmprocess import gone, wait_until
+from tests.farmprocess import Serving, gone, wait_until
 
 LONG_MS, SHORT_MS = 8000.0, 25.0
 LATE_MS = 500.0
@@ -70,20 +70,29 @@ def levels(endpoint: str) -> dict[str, list[Held]] | None:
     return found
 
 
+Running = farm.Farm | Serving
+"""Both have an endpoint and a status."""
+
+
 class Siege:
     """A farm under load. Each method that kills returns when the next death may come."""
 
     def __init__(
-        self, running: farm.Farm, nursery: Service, services: list[Service], empty: dict[str, list[Held]], seed: int
+        self,
+        running: Running,
+        nursery: Service,
+        services: list[Service],
+        empty: dict[str, list[Held]],
+        chance: random.Random,
     ) -> None:
         self.running = running
         self.services = services
         self._nursery = nursery
         self._empty = empty
-        self._random = random.Random(seed)
+        self._random = chance
 
     def client(self) -> None:
-        pid = self._born()
+        pid = self.born()
         self._moment()
         os.kill(pid, signal.SIGKILL)
 
@@ -95,14 +104,14 @@ class Siege:
 
     def together(self) -> None:
         """One of each, with nothing in between, or a little."""
-        pids = [self._born(), self._pid_of("worker"), self._pid_of("router")]
+        pids = [self.born(), self.pid_of("worker"), self.pid_of("router")]
         self._random.shuffle(pids)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             time.sleep(self._random.choice((0.0, 0.0, 0.001, 0.01)))
         wait_until(lambda: whole(self.running, without=pids), "the dead were replaced")
 
-    def _born(self) -> int:
+    def born(self) -> int:
         """A client that has had an answer."""
         self._nursery.say(self._random.choice(WAYS))
         return int(self._nursery.line()["pid"])
@@ -111,13 +120,13 @@ class Siege:
         # Waits for nothing: at which moment death comes is what this is about.
         time.sleep(self._random.uniform(0.0, MOMENT_S_MAX))
 
-    def _pid_of(self, role: str) -> int:
+    def pid_of(self, role: str) -> int:
         rows = [row for row in self.running.status()["processes"] if row["role"] == role]
         return int(self._random.choice(rows)["pid"])
 
     def _one(self, role: str) -> None:
         while True:
-            pid = self._pid_of(role)
+            pid = self.pid_of(role)
             self._moment()
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -163,7 +172,7 @@ class Siege:
         return ""
 
 
-def whole(running: farm.Farm, without: Sequence[int] = ()) -> bool:
+def whole(running: Running, without: Sequence[int] = ()) -> bool:
     """Everybody who should be there is; of those who should not, supervisor and router have taken note."""
     status = running.status()
     router = status["router"]
@@ -177,14 +186,19 @@ def whole(running: farm.Farm, without: Sequence[int] = ()) -> bool:
     )
 
 
-def judge(told: dict[str, Any], fits_long: set[str] = FITS_LONG, fits_short: set[str] = FITS_SHORT) -> None:
-    """Each call of a surviving service has ended rightly."""
+def judge(
+    told: dict[str, Any],
+    fits_long: set[str] = FITS_LONG,
+    fits_short: set[str] = FITS_SHORT,
+    late_ms: float = LATE_MS,
+) -> None:
+    """Each call of a surviving service has ended rightly, none later than its deadline and `late_ms`."""
     assert not told["failed"] and not told["wrong"], told
     for end, count in told["ends"].items():
         deadline, how = end.split(" ")
         fits = fits_long if float(deadline) == LONG_MS else fits_short
         assert how in fits, f"{count} calls with a deadline of {deadline} ms ended {how}: {told}"
-    assert told["late_ms_max"] < LATE_MS, told
+    assert told["late_ms_max"] < late_ms, told
 
 
 @contextlib.contextmanager
@@ -199,20 +213,41 @@ def siege(
     print(f"KILL_SEED={seed}")
     model = models.slow(folder / "chain.onnx", nodes=40, size=64)
     script = write_script(folder, model, [LONG_MS, SHORT_MS])
-    with farm.Farm({"chain": model}, workers=2, **QUICK, **options) as running, contextlib.ExitStack() as stack:
+    with (
+        farm.Farm({"chain": model}, workers=2, **QUICK, **options) as running,
+        besiege(running, [(lane, way, script) for lane, way in crowd], random.Random(seed), fits_long) as besieged,
+    ):
+        yield besieged
+
+
+@contextlib.contextmanager
+def besiege(
+    running: Running,
+    crowd: Sequence[tuple[str, str, Path]],
+    chance: random.Random,
+    fits_long: set[str] = FITS_LONG,
+    late_ms: float = LATE_MS,
+    stalls: bool = False,
+) -> Iterator[Siege]:
+    """As `siege`, of a farm that is there; what each service of the crowd asks is its own script.
+
+    `stalls`: a service may be later by as much as it was itself kept from a CPU, which is measured beside its calls.
+    """
+    with contextlib.ExitStack() as stack:
         wait_until(lambda: whole(running), "it is whole")
         empty = levels(running.endpoint)
         assert empty is not None
-        services = [stack.enter_context(Service(running.endpoint, lane, way, script)) for lane, way in crowd]
-        nursery = stack.enter_context(Service(running.endpoint, crowd[0][0], "nursery", script))
+        services = [stack.enter_context(Service(running.endpoint, *each)) for each in crowd]
+        lane, _, script = crowd[0]
+        nursery = stack.enter_context(Service(running.endpoint, lane, "nursery", script))
         for service in services:
             wait_until(lambda service=service: answers(service.told()) > 20, "it has had answers")
-        besieged = Siege(running, nursery, services, empty, seed)
+        besieged = Siege(running, nursery, services, empty, chance)
         yield besieged
         for service in services:
             told = service.finish()
             print(service.way, told)
-            judge(told, fits_long)
+            judge(told, fits_long, late_ms=late_ms + (told["stalled_ms_max"] if stalls else 0.0))
             assert told["open"] == 0
             # Of a closed client nothing is left, however many routers it has outlived.
             assert (told["open_fds"], told["mappings"]) == (3, 0), told
