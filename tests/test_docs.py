@@ -18,6 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 README = (ROOT / "README.md").read_text()
 
+TESTS = {
+    name
+    for path in ROOT.glob("tests/**/test_*.py")
+    for name in re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
+}
+
 ATTEMPTS = 5
 
 REFUSALS = {
@@ -66,6 +72,12 @@ def test_every_barrier_of_the_page_on_threats_has_a_test_that_is_there():
     for threat, tests in rows:
         named = re.findall(r"`(test_\w+)`", tests)
         assert named and set(named) <= there, f"{threat}: {set(named) - there or 'names no test'}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tests_named_in_a_document_are_there(document):
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", document.read_text()))
+    assert named <= TESTS, f"{document.name} names tests that are not there: {sorted(named - TESTS)}"
 
 
 def test_make_targets_in_the_readme_are_in_the_makefile():
