@@ -103,7 +103,7 @@ def run(content: bytes) -> None:
     ours.setblocking(False)
     theirs.setblocking(False)
     door._number += 1
-    client = Client(door._number, ours, 0, 0, None)
+    client = Client(door._number, ours, 0, 0, frozenset(), None)
     door.clients[client.number] = door._half_open[client.number] = client
     client.timeout = at.loop.call_later(2, None)
     refusals = door._counters.clients_refused
