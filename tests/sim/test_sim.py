@@ -41,6 +41,14 @@ def test_seeds_reach_every_kind_of_ending():
             counted[name] = counted.get(name, 0) + value
     service = {"frames_in", "frames_rejected", "frames_unknown", "replies_out", "frames_out"}
     service |= {name for name in counted if name.startswith(("input", "output", "quarantine"))}
-    service |= {"clients_refused", "clients_cut", "rules_agreed", "rules_compared", "rerun_refused"}
+    service |= {
+        "clients_refused",
+        "clients_cut",
+        "strangers_cut",
+        "lane_memory_cut",
+        "rules_agreed",
+        "rules_compared",
+        "rerun_refused",
+    }
     never = sorted(name for name, value in counted.items() if not value and name not in service)
     assert not never, f"these never happened: {never}"
