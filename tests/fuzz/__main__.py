@@ -43,10 +43,14 @@ def fuzz(target: Target, executions: int, seconds: float, seed: int, kept: Path,
     command += [f"-artifact_prefix={found}/{target.name}-", "-verbosity=1", "-print_final_stats=0"]
     paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     began = time.monotonic()
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
+    # libFuzzer ends its process without Python's exit, so what the target made there is removed here.
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as said,
+        tempfile.TemporaryDirectory(prefix="fuzz-") as scratch,
+    ):
         child = subprocess.Popen(
             [*command, str(grown), str(target.corpus)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": scratch},
             stdout=said,
             stderr=subprocess.STDOUT,
         )
