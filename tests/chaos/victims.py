@@ -37,8 +37,9 @@ def _of(role: str) -> Callable[[Siege], int]:
     return lambda siege: siege.pid_of(role)
 
 
-NO_FARM = {"Unavailable/unavailable"}
-"""While no supervisor is there, there is no farm, and callers are told so."""
+NO_FARM = {"Unavailable/unavailable", "Overloaded/no_worker"}
+"""While no supervisor is there, there is no farm, and callers are told so. A lease waits 2 s for its slots, whatever
+deadline its request will have (`tests.asking`), and a next farm may listen by then and not have loaded its model."""
 
 KINDS = {
     "client": Kind(Siege.born, dies_stopped=True),
