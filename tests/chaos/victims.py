@@ -37,15 +37,16 @@ def _of(role: str) -> Callable[[Siege], int]:
     return lambda siege: siege.pid_of(role)
 
 
-NO_FARM = {"Unavailable/unavailable", "Overloaded/no_worker"}
+NO_FARM = {"Unavailable/unavailable", "Overloaded/no_worker", "RunFailed/poison"}
 """While no supervisor is there, there is no farm, and callers are told so. A lease waits 2 s for its slots, whatever
-deadline its request will have (`tests.asking`), and a next farm may listen by then and not have loaded its model."""
+deadline its request will have (`tests.asking`), and a next farm may listen by then and not have loaded its model. And
+all workers die with their supervisor: a router that outlives them by a moment has seen two deaths around one request."""
 
 KINDS = {
     "client": Kind(Siege.born, dies_stopped=True),
     "worker": Kind(_of("worker"), noticed=True),
     "router": Kind(_of("router"), noticed=True),
-    "supervisor": Kind(_of("supervisor"), FITS_LONG | NO_FARM),
+    "supervisor": Kind(_of("supervisor"), FITS_LONG | NO_FARM, FITS_SHORT | NO_FARM),
 }
 
 
