@@ -40,7 +40,7 @@ def _of(role: str) -> Callable[[Siege], int]:
 NO_FARM = {"Unavailable/unavailable", "Overloaded/no_worker", "RunFailed/poison"}
 """While no supervisor is there, there is no farm, and callers are told so. A lease waits 2 s for its slots, whatever
 deadline its request will have (`tests.asking`), and a next farm may listen by then and not have loaded its model. And
-all workers die with their supervisor: a router that outlives them by a moment has seen two deaths around one request."""
+all workers die with their supervisor: a router that outlives them by a moment has seen two deaths around a request."""
 
 KINDS = {
     "client": Kind(Siege.born, dies_stopped=True),
