@@ -10,6 +10,8 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 from shm.errors import SegmentRefused
@@ -117,16 +119,23 @@ def map_memory(fd: int, payload_bytes: int, *, writable: bool, populate: bool = 
 
 def punch(fd: int, payload_bytes: int, offset: int = 0) -> None:
     """Give pages back to the system: who still holds the descriptor reads zeros there, and keeps no memory."""
-    _fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, payload_bytes)
+    number = _fallocate()(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, payload_bytes)
+    if number:
+        raise OSError(number, os.strerror(number))
 
 
-def _fallocate(fd: int, mode: int, offset: int, payload_bytes: int) -> None:
-    # os.posix_fallocate has no mode, and Python offers no other way in.
+@cache
+def _fallocate() -> Callable[[int, int, int, int], int]:
+    """The call itself: os.posix_fallocate has no mode, and Python offers no other way in.
+
+    Looked up once: each look-up makes a class, which is in a cycle with itself and waits for the collector: 1.2 KiB.
+    """
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    call = libc.fallocate
+    call = ctypes.CDLL(None, use_errno=True).fallocate
     call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    if call(fd, mode, offset, payload_bytes) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+
+    def fallocate(fd: int, mode: int, offset: int, payload_bytes: int) -> int:
+        return ctypes.get_errno() if call(fd, mode, offset, payload_bytes) else 0
+
+    return fallocate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -182,3 +183,16 @@ def test_punching_what_is_no_memory_file_is_an_error() -> None:
         segment.punch(writer, PAGE)
     os.close(reader)
     os.close(writer)
+
+
+def test_punching_leaves_the_collector_nothing(keep: Keep) -> None:
+    fd = keep(segment.create("x"))
+    segment.punch(fd, PAGE)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            segment.punch(fd, PAGE)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
